@@ -1,0 +1,412 @@
+//! The hub: a named live thing, its access units going out, what its outlets want coming back.
+//!
+//! ```text
+//!   encoder ──publish──▶ Stream ──deliver──▶ Outlet (viewer, recorder, …), each with its own bounded queue
+//!      ▲                   │
+//!      └──────Demand───────┘  keyframe, bitrate, "nobody wants this"
+//! ```
+//!
+//! No outlet waits for another and the producer waits for none: [`Outlet::deliver`] must not block.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::access_unit::{AccessUnit, VideoCodec};
+use crate::frame::Size;
+use crate::histogram::Histogram;
+use crate::time::MediaTime;
+
+/// Shortest time between two keyframes made on request.
+///
+/// An IDR is several times the size of the frames around it. Ten viewers joining in the same second
+/// must cost a few bursts on the uplink, so requests inside this window share a keyframe.
+pub const KEYFRAME_REQUEST_HOLDOFF: Duration = Duration::from_millis(300);
+
+/// Takes the access units of a stream. Called on the producer's thread: must not block.
+pub trait Outlet: Send + Sync {
+    /// One more picture.
+    fn deliver(&self, unit: &Arc<AccessUnit>);
+}
+
+/// What the outlets together want of the producer, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Demand {
+    /// Somebody takes the pictures. Without this an encoder stops.
+    pub wanted: bool,
+    /// The next picture should be a keyframe.
+    pub keyframe: bool,
+    /// What the best of the outlets' networks carries, bits per second; `None` while nobody knows.
+    pub bitrate_bps: Option<u64>,
+}
+
+/// Where the pictures of a stream come from, for those who look at it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Health {
+    /// Not started, or started and no picture yet.
+    #[default]
+    Starting,
+    /// Pictures come.
+    Live,
+    /// None come; the reason names whose fault it is.
+    Failed(String),
+}
+
+/// Counters and last values of a stream.
+#[derive(Debug, Clone, Default)]
+pub struct StreamStats {
+    /// Access units published.
+    pub published: u64,
+    /// Keyframes among them.
+    pub keyframes: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Keyframe requests of outlets; compare with `keyframes`.
+    pub keyframe_requests: u64,
+    /// Raw pictures that came from the source (while somebody watched).
+    pub raw_frames: u64,
+    /// Raw pictures dropped before the encoder because it was busy.
+    pub raw_dropped: u64,
+    /// Pictures that the encoder's rate control skipped.
+    pub encoder_skipped: u64,
+    /// Encoder failures.
+    pub encoder_errors: u64,
+    /// Size of the last access unit's picture.
+    pub size: Option<Size>,
+    /// Bitrate that the encoder aims for now, bits per second.
+    pub target_bitrate_bps: Option<u64>,
+    /// Times that an encoder was started.
+    pub encoder_starts: u64,
+    /// Capture to the whole picture in our process.
+    pub capture: Histogram,
+    /// Waiting for the encoder.
+    pub queue: Histogram,
+    /// Encoding, colour conversion included.
+    pub encode: Histogram,
+}
+
+/// A named live thing. Shared behind an `Arc` by its producer and its outlets.
+#[derive(Debug)]
+pub struct Stream {
+    name: String,
+    codec: VideoCodec,
+    state: Mutex<State>,
+    /// Signalled when somebody starts wanting the stream, and when it closes.
+    wanted: Condvar,
+    next_outlet: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    outlets: HashMap<u64, OutletEntry>,
+    keyframe_requested: bool,
+    last_keyframe: Option<MediaTime>,
+    closed: bool,
+    health: Health,
+    stats: StreamStats,
+    last_published: Option<MediaTime>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("outlets", &self.outlets.len())
+            .field("health", &self.health)
+            .finish_non_exhaustive()
+    }
+}
+
+struct OutletEntry {
+    outlet: Arc<dyn Outlet>,
+    bitrate_bps: Option<u64>,
+}
+
+/// An outlet's place in a stream. Dropping it takes the outlet off.
+#[must_use = "the outlet is removed when this is dropped"]
+#[derive(Debug)]
+pub struct Subscription {
+    stream: Weak<Stream>,
+    id: u64,
+}
+
+impl Stream {
+    /// A stream without a producer yet.
+    pub fn new(name: impl Into<String>, codec: VideoCodec) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.into(),
+            codec,
+            state: Mutex::default(),
+            wanted: Condvar::new(),
+            next_outlet: AtomicU64::new(0),
+        })
+    }
+
+    /// Its name, unique in a process.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Coding of its access units.
+    pub const fn codec(&self) -> VideoCodec {
+        self.codec
+    }
+
+    /// Adds an outlet and asks for a keyframe on its behalf.
+    pub fn subscribe(self: &Arc<Self>, outlet: Arc<dyn Outlet>) -> Subscription {
+        let id = self.next_outlet.fetch_add(1, Relaxed);
+        {
+            let mut state = self.lock();
+            state.outlets.insert(
+                id,
+                OutletEntry {
+                    outlet,
+                    bitrate_bps: None,
+                },
+            );
+            state.keyframe_requested = true;
+            state.stats.keyframe_requests += 1;
+        }
+        self.wanted.notify_all();
+        Subscription {
+            stream: Arc::downgrade(self),
+            id,
+        }
+    }
+
+    /// Number of outlets.
+    pub fn outlets(&self) -> usize {
+        self.lock().outlets.len()
+    }
+
+    /// Producer side: sends one access unit to every outlet.
+    pub fn publish(&self, unit: &Arc<AccessUnit>) {
+        let outlets: Vec<Arc<dyn Outlet>> = {
+            let mut state = self.lock();
+            let stages = unit.stages;
+            let stats = &mut state.stats;
+            stats.published += 1;
+            stats.bytes += unit.data.len() as u64;
+            stats.size = Some(unit.size);
+            stats.capture.record(stages.received.since(unit.captured));
+            stats
+                .queue
+                .record(stages.encode_started.since(stages.received));
+            stats
+                .encode
+                .record(stages.encoded.since(stages.encode_started));
+            if unit.keyframe {
+                stats.keyframes += 1;
+                state.last_keyframe = Some(stages.encoded);
+                state.keyframe_requested = false;
+            }
+            state.health = Health::Live;
+            state.last_published = Some(stages.encoded);
+            state
+                .outlets
+                .values()
+                .map(|e| Arc::clone(&e.outlet))
+                .collect()
+        };
+        // Outside the lock: an outlet may call back (drop its subscription, ask for a keyframe).
+        for outlet in outlets {
+            outlet.deliver(unit);
+        }
+    }
+
+    /// Producer side: what is wanted at `now`. A keyframe that this reports counts as under way, until
+    /// the holdoff is over; a request inside the holdoff waits for its end, it is not lost.
+    pub fn demand(&self, now: MediaTime) -> Demand {
+        let mut state = self.lock();
+        let held_off = state
+            .last_keyframe
+            .is_some_and(|at| now.since(at) < KEYFRAME_REQUEST_HOLDOFF && now >= at);
+        let keyframe = state.keyframe_requested && !held_off;
+        if keyframe {
+            state.keyframe_requested = false;
+            state.last_keyframe = Some(now);
+        }
+        Demand {
+            wanted: !state.outlets.is_empty(),
+            keyframe,
+            bitrate_bps: state.outlets.values().filter_map(|e| e.bitrate_bps).max(),
+        }
+    }
+
+    /// Producer side: waits up to `timeout` until somebody wants the stream. True when somebody does.
+    pub fn wait_wanted(&self, timeout: Duration) -> bool {
+        let (state, _) = self
+            .wanted
+            .wait_timeout_while(self.lock(), timeout, |s| s.outlets.is_empty() && !s.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.outlets.is_empty()
+    }
+
+    /// Producer side: changes the counters.
+    pub fn update_stats(&self, change: impl FnOnce(&mut StreamStats)) {
+        change(&mut self.lock().stats);
+    }
+
+    /// Counters and last values.
+    pub fn stats(&self) -> StreamStats {
+        self.lock().stats.clone()
+    }
+
+    /// State of the source.
+    pub fn health(&self) -> Health {
+        self.lock().health.clone()
+    }
+
+    /// Source side: sets the state that people see.
+    pub fn set_health(&self, health: Health) {
+        self.lock().health = health;
+    }
+
+    /// Ends the stream: waiting producers wake up, [`Self::is_closed`] turns true.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wanted.notify_all();
+    }
+
+    /// Whether [`Self::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscription {
+    /// Asks for a keyframe soon (a viewer joined, or lost more than retransmission repairs).
+    pub fn request_keyframe(&self) {
+        if let Some(stream) = self.stream.upgrade() {
+            let mut state = stream.lock();
+            state.keyframe_requested = true;
+            state.stats.keyframe_requests += 1;
+        }
+    }
+
+    /// Tells what this outlet's network carries, bits per second.
+    pub fn set_bitrate(&self, bps: Option<u64>) {
+        if let Some(stream) = self.stream.upgrade()
+            && let Some(entry) = stream.lock().outlets.get_mut(&self.id)
+        {
+            entry.bitrate_bps = bps;
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.upgrade() {
+            let removed = stream.lock().outlets.remove(&self.id);
+            // The outlet itself is dropped outside the lock.
+            drop(removed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access_unit::Stages;
+
+    #[derive(Default)]
+    struct Counting(AtomicU64);
+
+    impl Outlet for Counting {
+        fn deliver(&self, _: &Arc<AccessUnit>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn at(ms: i64) -> MediaTime {
+        MediaTime::from_micros(ms * 1000)
+    }
+
+    fn unit(ms: i64, keyframe: bool) -> Arc<AccessUnit> {
+        let data: &[u8] = if keyframe {
+            &[0, 0, 0, 1, 0x65, 0x88]
+        } else {
+            &[0, 0, 0, 1, 0x41, 0x9a]
+        };
+        Arc::new(AccessUnit::new(
+            VideoCodec::H264,
+            data,
+            at(ms),
+            keyframe,
+            Size::new(16, 16),
+            Stages::all_at(at(ms)),
+        ))
+    }
+
+    #[test]
+    fn every_outlet_gets_every_unit_and_a_dropped_subscription_none() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        let (a, b) = (Arc::new(Counting::default()), Arc::new(Counting::default()));
+        let _sub_a = stream.subscribe(a.clone());
+        let sub_b = stream.subscribe(b.clone());
+        stream.publish(&unit(0, true));
+        drop(sub_b);
+        stream.publish(&unit(33, false));
+        assert_eq!((a.0.load(Relaxed), b.0.load(Relaxed)), (2, 1));
+        assert_eq!(stream.outlets(), 1);
+        assert_eq!(
+            Arc::strong_count(&b),
+            1,
+            "no reference to a gone outlet stays behind"
+        );
+    }
+
+    #[test]
+    fn keyframe_requests_of_many_viewers_share_one_idr_per_holdoff() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        let subs: Vec<_> = (0..10)
+            .map(|_| stream.subscribe(Arc::new(Counting::default())))
+            .collect();
+        assert!(stream.demand(at(0)).keyframe);
+        stream.publish(&unit(0, true));
+        for sub in &subs {
+            sub.request_keyframe();
+        }
+        assert!(!stream.demand(at(33)).keyframe, "inside the holdoff");
+        assert!(!stream.demand(at(299)).keyframe);
+        assert!(
+            stream.demand(at(300)).keyframe,
+            "kept until the holdoff is over, not lost"
+        );
+        assert!(!stream.demand(at(333)).keyframe, "one is under way");
+        assert_eq!(stream.stats().keyframe_requests, 20);
+    }
+
+    #[test]
+    fn bitrate_demand_is_the_best_outlet_and_forgets_with_it() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        assert_eq!(stream.demand(at(0)), Demand::default());
+        let slow = stream.subscribe(Arc::new(Counting::default()));
+        let fast = stream.subscribe(Arc::new(Counting::default()));
+        assert_eq!(stream.demand(at(0)).bitrate_bps, None);
+        slow.set_bitrate(Some(500_000));
+        fast.set_bitrate(Some(4_000_000));
+        assert_eq!(stream.demand(at(1)).bitrate_bps, Some(4_000_000));
+        drop(fast);
+        assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000));
+        drop(slow);
+        assert!(!stream.demand(at(3)).wanted);
+    }
+
+    #[test]
+    fn waiting_producer_wakes_when_somebody_comes() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        assert!(!stream.wait_wanted(Duration::ZERO));
+        let waiter = std::thread::spawn({
+            let stream = stream.clone();
+            move || stream.wait_wanted(Duration::from_secs(30))
+        });
+        let _sub = stream.subscribe(Arc::new(Counting::default()));
+        assert!(waiter.join().expect("waiter"));
+    }
+}

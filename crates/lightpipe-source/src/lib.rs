@@ -1,0 +1,29 @@
+//! Where pictures come from: cube, pattern, FFmpeg, desktop, camera, pipes.
+//!
+//! Every source ends in a [`VideoSink`]: raw pictures go into the encoder's [`FrameQueue`], encoded ones
+//! straight to the [`Stream`]. A source owns its threads and its child, and both end when its
+//! [`SourceHandle`] is dropped.
+
+use std::sync::Arc;
+
+use lightpipe_media::{EventLog, FrameQueue, MediaClock, Stream};
+
+/// Where a source delivers, and the clock it stamps pictures with.
+#[derive(Debug, Clone)]
+pub struct VideoSink {
+    /// The stream that the source feeds. Its `wait_wanted` and `demand` tell a renderer when to pause;
+    /// its health is the source's to set.
+    pub stream: Arc<Stream>,
+    /// Raw pictures on their way to the encoder.
+    pub frames: Arc<FrameQueue>,
+    /// The process's media clock.
+    pub clock: MediaClock,
+    /// Lifecycle events.
+    pub events: EventLog,
+}
+
+/// A running source. Dropping it stops the source, ends its child and waits for its threads.
+pub trait SourceHandle: Send + std::fmt::Debug {
+    /// Process id of the child, when there is one now.
+    fn child_pid(&self) -> Option<u32>;
+}
