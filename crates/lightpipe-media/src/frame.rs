@@ -184,6 +184,8 @@ pub enum FrameError {
 pub struct VideoFrame {
     /// When the picture was taken.
     pub captured: MediaTime,
+    /// When our process had the whole picture; as `captured` until the source says otherwise.
+    pub received: MediaTime,
     size: Size,
     format: PixelFormat,
     planes: [PlaneLayout; 3],
@@ -216,6 +218,7 @@ impl VideoFrame {
         }
         Ok(Self {
             captured,
+            received: captured,
             size,
             format,
             planes: format.packed_layout(size),

@@ -1,1 +1,21 @@
-//! Under construction.
+//! The WebRTC peer: negotiation, media, feedback. The only crate that names the engine (str0m).
+//!
+//! A [`Peer`] is a plain struct: datagrams, access units and the current time go in; datagrams, events
+//! and the next wake-up time come out. There is no socket, no task and no clock in here, so the same code runs behind
+//! the media workers and in virtual time over a simulated network.
+
+pub mod control;
+pub mod demux;
+mod negotiate;
+mod pacer;
+mod peer;
+pub mod receiver;
+
+pub use negotiate::{Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
+pub use peer::{Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent};
+
+/// Does the costly first-time work of the cryptography (37 ms CPU at the first random number, measured) at a
+/// moment of the caller's choice instead of inside the first viewer's handshake.
+pub fn warm_up() {
+    drop(Identity::generate());
+}

@@ -1,0 +1,243 @@
+//! Offers and candidates from strangers: limits first, then the engine; and which codec a viewer gets.
+
+use std::net::SocketAddr;
+
+use str0m::change::SdpOffer;
+use str0m::format::{Codec, PayloadParams};
+use str0m::media::{MediaKind, Mid, Pt};
+
+/// Longest SDP accepted, bytes.
+pub const MAX_SDP_LEN: usize = 64 << 10;
+/// Most m-lines accepted.
+pub const MAX_MEDIA_LINES: usize = 16;
+/// Most remote candidates of one peer, in the offer and trickled together.
+pub const MAX_CANDIDATES: usize = 64;
+
+/// Why an offer was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// Over a limit of ours.
+    #[error("the offer has {what}, more than the {limit} allowed")]
+    TooLarge {
+        /// What there is too much of.
+        what: String,
+        /// How much is allowed.
+        limit: usize,
+    },
+    /// Not SDP, or SDP that breaks its RFCs.
+    #[error("the offer is not valid SDP: {0}")]
+    Malformed(String),
+    /// Valid, but nothing in it wants video.
+    #[error("the offer has no video m-line that receives")]
+    NoVideo,
+    /// No codec in common. `offered` names the peer's.
+    #[error("no common video codec: this stream is {ours}, the offer has {offered}")]
+    NoCommonCodec {
+        /// What the stream is.
+        ours: &'static str,
+        /// Codecs of the offer's video m-lines.
+        offered: String,
+    },
+}
+
+/// Checks limits and parses.
+pub(crate) fn parse_offer(sdp: &str) -> Result<SdpOffer, OfferError> {
+    if sdp.len() > MAX_SDP_LEN {
+        return Err(OfferError::TooLarge { what: format!("{} bytes", sdp.len()), limit: MAX_SDP_LEN });
+    }
+    let media_lines = sdp.lines().filter(|l| l.starts_with("m=")).count();
+    if media_lines > MAX_MEDIA_LINES {
+        return Err(OfferError::TooLarge { what: format!("{media_lines} m-lines"), limit: MAX_MEDIA_LINES });
+    }
+    let candidates = sdp.lines().filter(|l| l.starts_with("a=candidate:")).count();
+    if candidates > MAX_CANDIDATES {
+        return Err(OfferError::TooLarge { what: format!("{candidates} candidates"), limit: MAX_CANDIDATES });
+    }
+    // Browsers behind mDNS write candidates that nobody but their own network resolves. The engine parses
+    // addresses only, so these lines leave before it sees them; the peer-reflexive pair does the work.
+    let usable: String = sdp.lines().filter(|l| !is_mdns_candidate(l)).flat_map(|l| [l.trim_end(), "\r\n"]).collect();
+    SdpOffer::from_sdp_string(&usable).map_err(|e| OfferError::Malformed(e.to_string()))
+}
+
+fn is_mdns_candidate(line: &str) -> bool {
+    line.starts_with("a=candidate:") && connection_address(&line["a=".len()..]).is_some_and(|a| a.ends_with(".local"))
+}
+
+/// The fifth field of a candidate attribute (RFC 8839 §5.1).
+fn connection_address(candidate: &str) -> Option<&str> {
+    candidate.split_ascii_whitespace().nth(4)
+}
+
+/// Names of the codecs in the offer's video m-lines, for an error message.
+pub(crate) fn offered_video_codecs(sdp: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    let mut in_video = false;
+    for line in sdp.lines() {
+        if line.starts_with("m=") {
+            in_video = line.starts_with("m=video");
+        } else if in_video
+            && let Some(map) = line.strip_prefix("a=rtpmap:")
+            && let Some(name) = map.split_once(' ').and_then(|(_, codec)| codec.split('/').next())
+            && !matches!(name, "rtx" | "red" | "ulpfec" | "flexfec-03")
+            && !names.contains(&name)
+            && names.len() < 16
+        {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// The m-line and payload type on which a peer receives our H.264.
+///
+/// Constrained Baseline (`42e01f`) first, then Baseline; always packetization-mode 1. The payload type is the
+/// negotiated one, never a constant of ours.
+pub(crate) fn choose_h264(remote_pts: &[Pt], params: &[PayloadParams]) -> Option<Pt> {
+    let usable = |p: &&PayloadParams| {
+        p.spec().codec == Codec::H264 && p.spec().format.packetization_mode == Some(1) && remote_pts.contains(&p.pt())
+    };
+    let preference = |p: &&PayloadParams| match p.spec().format.profile_level_id.map(|id| id >> 8) {
+        Some(0x42e0) => 0,
+        Some(0x4200) => 1,
+        _ => 2,
+    };
+    params.iter().filter(usable).min_by_key(preference).map(PayloadParams::pt)
+}
+
+/// What a viewer's video goes out on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VideoLine {
+    pub(crate) mid: Mid,
+    pub(crate) pt: Pt,
+}
+
+/// First sending video m-line with a payload type for our codec.
+pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Result<VideoLine, bool> {
+    let mut saw_video = false;
+    for mid in mids {
+        let Some(media) = rtc.media(*mid) else { continue };
+        if media.kind() != MediaKind::Video || !media.direction().is_sending() {
+            continue;
+        }
+        saw_video = true;
+        if let Some(pt) = choose_h264(media.remote_pts(), rtc.codec_config().params()) {
+            return Ok(VideoLine { mid: *mid, pt });
+        }
+    }
+    Err(saw_video)
+}
+
+/// A remote candidate, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Candidate {
+    /// One that connectivity checks can use.
+    Usable(String),
+    /// An mDNS name: ignored quietly, peer-reflexive pairs do the work.
+    Mdns,
+    /// The empty string: the peer has no more.
+    EndOfCandidates,
+}
+
+/// Why a candidate was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CandidateError {
+    /// Not the syntax of RFC 8839 §5.1.
+    #[error("not an ICE candidate: {0}")]
+    Malformed(String),
+    /// More than [`MAX_CANDIDATES`] of one peer.
+    #[error("more than {MAX_CANDIDATES} candidates of one peer")]
+    TooMany,
+}
+
+impl Candidate {
+    /// Parses the `candidate` string of an `RTCIceCandidateInit`, with or without `a=`.
+    pub fn parse(text: &str) -> Result<Self, CandidateError> {
+        let text = text.trim();
+        let text = text.strip_prefix("a=").unwrap_or(text);
+        if text.is_empty() || text == "end-of-candidates" {
+            return Ok(Self::EndOfCandidates);
+        }
+        let excerpt = || text.chars().take(80).collect::<String>();
+        if text.len() > 1024 || !text.starts_with("candidate:") {
+            return Err(CandidateError::Malformed(excerpt()));
+        }
+        if connection_address(text).is_some_and(|a| a.ends_with(".local")) {
+            return Ok(Self::Mdns);
+        }
+        str0m::Candidate::from_sdp_string(text).map_err(|_| CandidateError::Malformed(excerpt()))?;
+        Ok(Self::Usable(text.to_owned()))
+    }
+}
+
+/// Replaces ICE credentials (and drops candidates) of an offer: an ICE restart arrives as a fragment (RFC 8840 §9),
+/// the engine wants whole offers.
+pub(crate) fn with_credentials(offer: &str, ufrag: &str, pwd: &str) -> String {
+    offer
+        .lines()
+        .filter(|l| !l.starts_with("a=candidate:") && !l.starts_with("a=end-of-candidates"))
+        .map(|line| {
+            if line.starts_with("a=ice-ufrag:") {
+                format!("a=ice-ufrag:{ufrag}\r\n")
+            } else if line.starts_with("a=ice-pwd:") {
+                format!("a=ice-pwd:{pwd}\r\n")
+            } else {
+                format!("{}\r\n", line.trim_end())
+            }
+        })
+        .collect()
+}
+
+/// Addresses that a peer can be told about: no multicast, no unspecified ones, no port 0.
+pub(crate) fn is_advertisable(address: &SocketAddr) -> bool {
+    !address.ip().is_unspecified() && !address.ip().is_multicast() && address.port() != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<Candidate, CandidateError>) {
+        assert_eq!(Candidate::parse(text), expected, "{text:?}");
+    }
+
+    #[test]
+    fn candidates_as_browsers_send_them() {
+        let usable = "candidate:1 1 udp 2130706431 192.0.2.7 50000 typ host generation 0 ufrag abcd network-id 1";
+        check(usable, Ok(Candidate::Usable(usable.into())));
+        check(&format!("a={usable}"), Ok(Candidate::Usable(usable.into())));
+        check("candidate:1 1 udp 2113937151 0c6a9ba0-1111.local 54400 typ host", Ok(Candidate::Mdns));
+        check("", Ok(Candidate::EndOfCandidates));
+        check("a=end-of-candidates", Ok(Candidate::EndOfCandidates));
+        check("candidate:", Err(CandidateError::Malformed("candidate:".into())));
+        check("hello", Err(CandidateError::Malformed("hello".into())));
+    }
+
+    #[test]
+    fn oversized_offers_name_the_limit() {
+        let long = "v".repeat(MAX_SDP_LEN + 1);
+        assert!(matches!(parse_offer(&long), Err(OfferError::TooLarge { limit: MAX_SDP_LEN, .. })));
+        let wide = "m=video 9 UDP/TLS/RTP/SAVPF 96\r\n".repeat(MAX_MEDIA_LINES + 1);
+        assert!(matches!(parse_offer(&wide), Err(OfferError::TooLarge { limit: MAX_MEDIA_LINES, .. })));
+        let chatty = "a=candidate:1 1 udp 1 192.0.2.1 1 typ host\r\n".repeat(MAX_CANDIDATES + 1);
+        assert!(matches!(parse_offer(&chatty), Err(OfferError::TooLarge { limit: MAX_CANDIDATES, .. })));
+        for text in ["", "hello", "v=0\r\n", "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video\r\n", "\u{0}\u{1}"] {
+            assert!(matches!(parse_offer(text), Err(OfferError::Malformed(_))), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn codecs_of_the_offer_are_named() {
+        let sdp = "m=audio 9 x 111\r\na=rtpmap:111 opus/48000/2\r\nm=video 9 x 96 97 98\r\na=rtpmap:96 VP8/90000\r\na=rtpmap:97 rtx/90000\r\na=rtpmap:98 VP9/90000\r\n";
+        assert_eq!(offered_video_codecs(sdp), "VP8, VP9");
+        assert_eq!(offered_video_codecs(""), "none");
+    }
+
+    #[test]
+    fn restart_fragments_become_whole_offers() {
+        let offer = "v=0\r\na=ice-ufrag:old\r\na=ice-pwd:oldpwd\r\na=candidate:1 1 udp 1 192.0.2.1 1 typ host\r\nm=x\r\n";
+        assert_eq!(with_credentials(offer, "new", "newpwd"), "v=0\r\na=ice-ufrag:new\r\na=ice-pwd:newpwd\r\nm=x\r\n");
+    }
+}

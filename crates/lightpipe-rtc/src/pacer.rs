@@ -1,0 +1,225 @@
+//! When the packets of a picture leave.
+//!
+//! An ordinary picture leaves at once: about ten packets, one call to the kernel. A large one (an IDR can be
+//! 90 kB) is cut into batches spread over at most half a frame interval, so that it does not overflow a shallow queue
+//! on the way; on a path whose estimate is low, batches follow the estimate instead.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lightpipe_media::{AccessUnit, MediaTime};
+
+/// Packets that leave together. An ordinary 2.5 Mbit/s picture at 30 fps has ten; 16 × 1.2 kB is also what a
+/// home router's queue takes without loss.
+pub(crate) const BATCH_PACKETS: usize = 16;
+
+/// Pacing above the estimate: a paced queue must drain faster than the average rate fills it, or every picture
+/// would wait for the one before (libwebrtc uses the same factor).
+const HEADROOM: f64 = 2.5;
+
+/// Oldest picture that may still be sent. A viewer that is further behind than this sees better what comes after the
+/// next keyframe.
+const MAX_BACKLOG: Duration = Duration::from_millis(400);
+
+/// One picture on its way out.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) unit: Arc<AccessUnit>,
+    /// Next payload to send.
+    pub(crate) next: usize,
+    queued: Instant,
+}
+
+/// What a picture got when it was offered to the pacer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    Queued,
+    /// A keyframe has to come first.
+    WaitsForKeyframe,
+    /// The backlog was too old: it is dropped, a keyframe has to come.
+    Overrun { dropped: u64 },
+}
+
+#[derive(Debug)]
+pub(crate) struct Pacer {
+    queue: VecDeque<Pending>,
+    needs_keyframe: bool,
+    next_at: Option<Instant>,
+    frame_interval: Duration,
+    last_captured: Option<MediaTime>,
+    estimate_bps: Option<u64>,
+}
+
+impl Pacer {
+    pub(crate) fn new() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            needs_keyframe: true,
+            next_at: None,
+            frame_interval: Duration::from_millis(33),
+            last_captured: None,
+            estimate_bps: None,
+        }
+    }
+
+    pub(crate) fn set_estimate(&mut self, bps: Option<u64>) {
+        self.estimate_bps = bps;
+    }
+
+    pub(crate) const fn needs_keyframe(&self) -> bool {
+        self.needs_keyframe
+    }
+
+    /// Takes a picture, or says why not.
+    pub(crate) fn offer(&mut self, now: Instant, unit: &Arc<AccessUnit>) -> Admitted {
+        self.learn_interval(unit.captured);
+        if self.needs_keyframe && !unit.keyframe {
+            return Admitted::WaitsForKeyframe;
+        }
+        if self.queue.front().is_some_and(|p| now.saturating_duration_since(p.queued) > MAX_BACKLOG) {
+            // The first of the backlog may be half sent; its rest would not decode without the others anyway.
+            let dropped = self.queue.len() as u64;
+            self.queue.clear();
+            self.next_at = None;
+            if !unit.keyframe {
+                self.needs_keyframe = true;
+                return Admitted::Overrun { dropped: dropped + 1 };
+            }
+            self.push(now, unit);
+            return Admitted::Overrun { dropped };
+        }
+        self.push(now, unit);
+        Admitted::Queued
+    }
+
+    fn push(&mut self, now: Instant, unit: &Arc<AccessUnit>) {
+        self.needs_keyframe = false;
+        if !unit.rtp_payloads().is_empty() {
+            self.queue.push_back(Pending { unit: Arc::clone(unit), next: 0, queued: now });
+        }
+    }
+
+    /// The next batch due at `now`: calls `send` with each payload's picture and index. True when something was sent.
+    pub(crate) fn release(&mut self, now: Instant, mut send: impl FnMut(&Arc<AccessUnit>, usize)) -> bool {
+        if self.queue.is_empty() || self.next_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        let mut room = BATCH_PACKETS;
+        let mut bytes = 0;
+        let mut largest = 0;
+        while room > 0
+            && let Some(front) = self.queue.front_mut()
+        {
+            let payloads = front.unit.rtp_payloads();
+            largest = largest.max(payloads.len());
+            while room > 0
+                && let Some(payload) = payloads.get(front.next)
+            {
+                send(&front.unit, front.next);
+                bytes += payload.len();
+                front.next += 1;
+                room -= 1;
+            }
+            if front.next >= payloads.len() {
+                self.queue.pop_front();
+            }
+        }
+        let gap = self.gap_after(largest, bytes);
+        // Measured from the plan, not from a late wake-up, unless the wake-up was later than a whole gap.
+        let base = self.next_at.filter(|at| now.saturating_duration_since(*at) < gap).unwrap_or(now);
+        self.next_at = Some(base + gap);
+        true
+    }
+
+    /// Pause after a batch of a picture of `packets` packets.
+    fn gap_after(&self, packets: usize, batch_bytes: usize) -> Duration {
+        let batches = packets.div_ceil(BATCH_PACKETS).max(1) as u32;
+        let spread = if batches > 1 { self.frame_interval / 2 / batches } else { Duration::ZERO };
+        let by_estimate = self.estimate_bps.map_or(Duration::ZERO, |bps| Duration::from_secs_f64(batch_bytes as f64 * 8.0 / (bps.max(50_000) as f64 * HEADROOM)));
+        // A path with room for the ordinary stream is not slowed down by its estimate: ordinary pictures leave whole.
+        spread.max(by_estimate.min(self.frame_interval))
+    }
+
+    /// When [`Self::release`] has something to do next.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        (!self.queue.is_empty()).then(|| self.next_at.unwrap_or_else(|| self.queue[0].queued))
+    }
+
+    fn learn_interval(&mut self, captured: MediaTime) {
+        if let Some(last) = self.last_captured.replace(captured) {
+            let step = captured.since(last).clamp(Duration::from_millis(4), Duration::from_millis(200));
+            self.frame_interval = (self.frame_interval * 7 + step) / 8;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightpipe_media::{Size, Stages, VideoCodec};
+
+    fn unit(at_ms: i64, bytes: usize, keyframe: bool) -> Arc<AccessUnit> {
+        let mut data = vec![0, 0, 0, 1, if keyframe { 0x65 } else { 0x41 }];
+        data.resize(5 + bytes, 0xaa);
+        let at = MediaTime::from_micros(at_ms * 1000);
+        Arc::new(AccessUnit::new(VideoCodec::H264, data, at, keyframe, Size::new(16, 16), Stages::all_at(at)))
+    }
+
+    /// Runs a pacer until it is empty; returns (milliseconds since start, packets) per batch.
+    fn drain(pacer: &mut Pacer, start: Instant) -> Vec<(u128, usize)> {
+        let mut now = start;
+        let mut batches = Vec::new();
+        loop {
+            let mut packets = 0;
+            while pacer.release(now, |_, _| packets += 1) {}
+            if packets > 0 {
+                batches.push(((now - start).as_millis(), packets));
+            }
+            match pacer.wake_at() {
+                Some(at) => now = at.max(now),
+                None => return batches,
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_picture_leaves_at_once_and_a_large_one_within_half_an_interval() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new();
+        assert_eq!(pacer.offer(start, &unit(0, 90_000, true)), Admitted::Queued);
+        let batches = drain(&mut pacer, start);
+        assert_eq!(batches.iter().map(|b| b.1).sum::<usize>(), 80);
+        assert_eq!(batches.len(), 5);
+        assert!(batches.last().expect("five").0 <= 17, "{batches:?}");
+        let later = start + Duration::from_millis(33);
+        assert_eq!(pacer.offer(later, &unit(33, 10_000, false)), Admitted::Queued);
+        assert_eq!(drain(&mut pacer, later), [(0, 9)]);
+    }
+
+    #[test]
+    fn low_estimate_spreads_but_never_beyond_one_interval_per_batch() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new();
+        pacer.set_estimate(Some(1_000_000));
+        pacer.offer(start, &unit(0, 90_000, true));
+        let batches = drain(&mut pacer, start);
+        let took = batches.last().expect("some").0;
+        assert!((100..=170).contains(&took), "{batches:?}");
+    }
+
+    #[test]
+    fn nothing_before_the_first_keyframe_and_nothing_after_an_overrun_until_the_next() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new();
+        assert_eq!(pacer.offer(start, &unit(0, 100, false)), Admitted::WaitsForKeyframe);
+        assert_eq!(pacer.offer(start, &unit(33, 100, true)), Admitted::Queued);
+        assert_eq!(pacer.offer(start, &unit(66, 100, false)), Admitted::Queued);
+        let late = start + Duration::from_millis(500);
+        assert_eq!(pacer.offer(late, &unit(100, 100, false)), Admitted::Overrun { dropped: 3 });
+        assert!(pacer.needs_keyframe());
+        assert_eq!(pacer.offer(late, &unit(133, 100, false)), Admitted::WaitsForKeyframe);
+        assert_eq!(pacer.offer(late, &unit(166, 100, true)), Admitted::Queued);
+        assert!(!pacer.needs_keyframe());
+    }
+}

@@ -1,0 +1,651 @@
+//! One viewer's peer connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
+use lightpipe_media::{AccessUnit, MediaClock, RtpClock};
+use str0m::bwe::{Bitrate, BweKind};
+use str0m::change::SdpAnswer;
+use str0m::channel::ChannelId;
+use str0m::config::DtlsCert;
+use str0m::media::{MediaTime as RtcTime, Mid};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc};
+use str0m::{IceConnectionState, IceCreds, Rtc};
+
+use crate::control::{self, FromPage, ToPage, ViewerStats};
+use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError, VideoLine};
+use crate::pacer::{Admitted, Pacer};
+
+/// Packets kept for retransmission. Covers [`RTX_CACHE_AGE`] of a 6 Mbit/s stream; payloads are shared between viewers, so an
+/// entry costs its header only.
+const RTX_CACHE_PACKETS: usize = 768;
+
+/// Age up to which a lost packet is sent again. Later than this the receiver has given up and asked for a keyframe.
+const RTX_CACHE_AGE: Duration = Duration::from_millis(1200);
+
+/// Share of retransmissions above which the engine stops answering NACKs for a moment. Its default of 0.15 gives up at the
+/// loss that a bad Wi-Fi has every evening; half of the traffic still ends a NACK storm.
+const RTX_RATIO_CAP: f32 = 0.5;
+
+/// After this long without a working candidate pair a session is over; browsers give up a little later.
+const ICE_DISCONNECTED_LIMIT: Duration = Duration::from_secs(8);
+
+/// A session that never connected.
+const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// Time for BYE and DTLS close_notify to leave.
+const CLOSE_DRAIN_LIMIT: Duration = Duration::from_millis(250);
+
+/// How often playout-delay and capture time are repeated.
+const EXTENSION_INTERVAL: Duration = Duration::from_millis(500);
+
+/// DTLS identity, shared by all peers of a process.
+#[derive(Debug, Clone)]
+pub struct Identity(DtlsCert);
+
+impl Identity {
+    /// A fresh self-signed certificate.
+    pub fn generate() -> Self {
+        let provider = str0m::crypto::from_feature_flags();
+        Self(provider.dtls_provider.generate_certificate().expect("the aws-lc-rs provider generates certificates"))
+    }
+
+    pub(crate) fn certificate(&self) -> DtlsCert {
+        self.0.clone()
+    }
+}
+
+/// What every peer of a process shares.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// The media clock that stamps access units.
+    pub clock: MediaClock,
+    /// Our DTLS certificate.
+    pub identity: Identity,
+    /// Addresses of our UDP socket that peers can reach: our host candidates.
+    pub addresses: Vec<SocketAddr>,
+    /// Estimate each peer's bandwidth (costs about a third more CPU per packet; needs the browser's transport-wide feedback).
+    pub estimate_bandwidth: bool,
+    /// What the stream wants to send at best, bits per second. The estimator probes up to this; without it the estimate
+    /// starves the stream.
+    pub desired_bitrate_bps: u64,
+    /// Largest playout delay that the receiver may choose. Not zero: zero is another, undelayed-at-any-price path in libwebrtc.
+    pub playout_delay_max: Duration,
+}
+
+/// What the world tells a peer.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A datagram for this peer's session.
+    Datagram {
+        /// Who sent it.
+        from: SocketAddr,
+        /// Which of our addresses it came to.
+        to: SocketAddr,
+        /// Its content.
+        payload: &'a [u8],
+    },
+    /// The next picture of the stream.
+    Media(&'a Arc<AccessUnit>),
+    /// The instant asked for by [`Output::WakeAt`] has come.
+    Tick,
+}
+
+/// What a peer asks of the world.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a datagram.
+    Send {
+        /// From which of our addresses.
+        from: SocketAddr,
+        /// To whom.
+        to: SocketAddr,
+        /// Its content.
+        payload: Vec<u8>,
+    },
+    /// Something happened.
+    Event(PeerEvent),
+    /// Nothing more to do before this instant.
+    WakeAt(Instant),
+}
+
+/// What happened to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerEvent {
+    /// ICE and DTLS are done; media may flow.
+    Connected,
+    /// The viewer cannot decode without a keyframe (it said so, or we dropped for it).
+    KeyframeWanted,
+    /// What its network carries, bits per second.
+    Estimate(u64),
+    /// The end. Nothing comes after this.
+    Closed(DisconnectCause),
+}
+
+/// Why a session ended; the text is part of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DisconnectCause {
+    /// The peer said goodbye.
+    ClosedByPeer,
+    /// We did, because the program ends.
+    Shutdown,
+    /// We did, because the signalling session ended (DELETE, closed WebSocket).
+    SignallingClosed,
+    /// No connectivity check ever succeeded: a firewall or NAT is in the way of our UDP port.
+    IceNeverConnected,
+    /// It was connected and then fell silent.
+    IceTimeout,
+    /// The DTLS handshake or the engine failed.
+    Failed,
+}
+
+impl DisconnectCause {
+    /// Name in the API and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClosedByPeer => "closed_by_peer",
+            Self::Shutdown => "shutdown",
+            Self::SignallingClosed => "signalling_closed",
+            Self::IceNeverConnected => "ice_never_connected",
+            Self::IceTimeout => "ice_timeout",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// One sentence for the viewer.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::ClosedByPeer => "The page closed the connection.",
+            Self::Shutdown => "The server is shutting down.",
+            Self::SignallingClosed => "The session was ended through its signalling connection.",
+            Self::IceNeverConnected => "No network path to the server's UDP port was found; a firewall or NAT may block it.",
+            Self::IceTimeout => "The network path was lost.",
+            Self::Failed => "The secure connection failed.",
+        }
+    }
+}
+
+/// Why a call on a peer failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// The offer was refused.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
+    /// A candidate was refused.
+    #[error(transparent)]
+    Candidate(#[from] CandidateError),
+    /// Bytes that do not belong to this peer; count and ignore.
+    #[error("datagram does not belong to this session")]
+    NotMine,
+    /// The engine gave up; the session is over.
+    #[error("session failed: {0}")]
+    Engine(#[from] str0m::RtcError),
+}
+
+/// What a peer counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// RTP and other bytes given out for sending.
+    pub sent_bytes: u64,
+    /// Datagrams given out for sending.
+    pub sent_packets: u64,
+    /// Pictures sent.
+    pub sent_frames: u64,
+    /// Pictures not sent because a keyframe had to come first.
+    pub dropped_wait_keyframe: u64,
+    /// Pictures dropped because the backlog was too old.
+    pub dropped_backlog: u64,
+    /// NACK messages received.
+    pub nacks: u64,
+    /// Keyframe requests received (PLI and FIR).
+    pub keyframe_requests: u64,
+    /// Packet loss that the receiver reported last, 0 to 1.
+    pub loss: Option<f32>,
+    /// Round-trip time, if known.
+    pub rtt: Option<Duration>,
+    /// Last bandwidth estimate, bits per second.
+    pub estimate_bps: Option<u64>,
+}
+
+/// A picture whose last packet was given out: measure when it reaches the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    /// Its capture time and stages.
+    pub captured: lightpipe_media::MediaTime,
+    /// When its bytes were ready.
+    pub encoded: lightpipe_media::MediaTime,
+}
+
+/// ICE credentials of one side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// `a=ice-ufrag`.
+    pub ufrag: String,
+    /// `a=ice-pwd`.
+    pub pwd: String,
+}
+
+/// One peer connection that sends a stream's video.
+///
+/// Calls: [`Self::answer`] makes it. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
+/// [`Self::send_stats`] or [`Self::close`] call [`Self::poll`] until it answers [`Output::WakeAt`]; at that
+/// instant call `handle` with [`Input::Tick`]. After [`PeerEvent::Closed`] drop it.
+#[derive(Debug)]
+pub struct Peer {
+    rtc: Rtc,
+    config: PeerConfig,
+    offer: String,
+    video: VideoLine,
+    ssrc: Ssrc,
+    rtp_clock: RtpClock,
+    next_seq_no: u64,
+    pacer: Pacer,
+    channel: Option<ChannelId>,
+    candidates: usize,
+    created: Instant,
+    connected: bool,
+    disconnected_since: Option<Instant>,
+    closing: Option<(DisconnectCause, Instant)>,
+    closed: bool,
+    events: std::collections::VecDeque<PeerEvent>,
+    counters: Counters,
+    keyframe_asked: bool,
+    extensions_sent: Option<Instant>,
+    last_capture: Option<(u32, lightpipe_media::MediaTime)>,
+    sent: Vec<Sent>,
+}
+
+impl Peer {
+    /// Answers an offer. The first picture sent will be a keyframe.
+    pub fn answer(config: PeerConfig, offer: &str, now: Instant) -> Result<(Self, String), PeerError> {
+        let parsed = negotiate::parse_offer(offer)?;
+        let desired = Bitrate::from(config.desired_bitrate_bps);
+        let mut rtc_config = Rtc::builder()
+            .set_rtp_mode(true)
+            .set_dtls_cert(config.identity.certificate())
+            .set_stats_interval(Some(Duration::from_secs(1)))
+            .set_sctp_max_buffered_amount(64 << 10)
+            .set_sctp_max_message_size(64 << 10)
+            .clear_codecs()
+            .enable_opus(true, false)
+            .set_extension(5, str0m::rtp::Extension::PlayoutDelay)
+            .set_extension(6, str0m::rtp::Extension::AbsoluteCaptureTime);
+        let codecs = rtc_config.codec_config();
+        codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+        codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+        if config.estimate_bandwidth {
+            rtc_config = rtc_config.enable_bwe(Some(desired));
+        }
+        let mut rtc = rtc_config.build(now);
+        for address in config.addresses.iter().filter(|a| negotiate::is_advertisable(a)) {
+            if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
+                rtc.add_local_candidate(candidate);
+            }
+        }
+        let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        let mids = video_mids(&answer);
+        let video = negotiate::video_line(&rtc, &mids).map_err(|saw_video| {
+            if saw_video || offer.contains("m=video") {
+                OfferError::NoCommonCodec { ours: "H.264 Constrained Baseline", offered: negotiate::offered_video_codecs(offer) }
+            } else {
+                OfferError::NoVideo
+            }
+        })?;
+        let ssrc = {
+            let mut direct = rtc.direct_api();
+            let stream = direct.stream_tx_by_mid(video.mid, None).ok_or(OfferError::NoVideo)?;
+            stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
+            stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(RTX_RATIO_CAP));
+            stream.ssrc()
+        };
+        if config.estimate_bandwidth {
+            rtc.bwe().set_bitrate(Bitrate::ZERO, desired);
+        }
+        let mut peer = Self {
+            rtc,
+            config,
+            offer: offer.to_owned(),
+            video,
+            ssrc,
+            // RFC 3550 §5.1: both start at random. Half the sequence space stays below the first wrap: SRTP's rollover counter starts at zero.
+            rtp_clock: RtpClock::new(fastrand::u32(..), VIDEO_CLOCK_RATE_HZ),
+            next_seq_no: fastrand::u64(1..0x8000),
+            pacer: Pacer::new(),
+            channel: None,
+            candidates: 0,
+            created: now,
+            connected: false,
+            disconnected_since: None,
+            closing: None,
+            closed: false,
+            events: std::collections::VecDeque::new(),
+            counters: Counters::default(),
+            keyframe_asked: false,
+            extensions_sent: None,
+            last_capture: None,
+            sent: Vec::new(),
+        };
+        peer.candidates = offer.matches("a=candidate:").count();
+        Ok((peer, answer.to_sdp_string()))
+    }
+
+    /// Accepts a new offer for the same session (renegotiation, or an ICE restart by a whole offer).
+    pub fn reoffer(&mut self, offer: &str) -> Result<String, PeerError> {
+        let parsed = negotiate::parse_offer(offer)?;
+        let answer = self.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        offer.clone_into(&mut self.offer);
+        self.candidates = offer.matches("a=candidate:").count();
+        Ok(answer.to_sdp_string())
+    }
+
+    /// Restarts ICE with the peer's new credentials (RFC 8445 §9); the answer's are [`Self::local_credentials`] afterwards.
+    pub fn restart_ice(&mut self, remote: &Credentials) -> Result<(), PeerError> {
+        let offer = negotiate::with_credentials(&self.offer, &remote.ufrag, &remote.pwd);
+        self.reoffer(&offer).map(drop)
+    }
+
+    /// Our current ICE credentials.
+    pub fn local_credentials(&mut self) -> Credentials {
+        let IceCreds { ufrag, pass } = self.rtc.direct_api().local_ice_credentials();
+        Credentials { ufrag, pwd: pass }
+    }
+
+    /// Adds a trickled candidate.
+    pub fn add_candidate(&mut self, candidate: &Candidate) -> Result<(), PeerError> {
+        if self.candidates >= MAX_CANDIDATES {
+            return Err(CandidateError::TooMany.into());
+        }
+        self.candidates += 1;
+        if let Candidate::Usable(text) = candidate {
+            let parsed = str0m::Candidate::from_sdp_string(text).map_err(|_| CandidateError::Malformed(text.clone()))?;
+            self.rtc.add_remote_candidate(parsed);
+        }
+        Ok(())
+    }
+
+    /// Whether ICE and DTLS are done.
+    pub const fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// What it counted so far.
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Pictures whose last packet was given out since the last call. The caller knows when they reached the kernel.
+    pub fn take_sent(&mut self, mut each: impl FnMut(Sent)) {
+        self.sent.drain(..).for_each(&mut each);
+    }
+
+    /// RTP timestamp and capture time of the picture that was sent last.
+    pub const fn last_capture(&self) -> Option<(u32, lightpipe_media::MediaTime)> {
+        self.last_capture
+    }
+
+    /// Says goodbye and ends the session; [`PeerEvent::Closed`] comes when the goodbye is out.
+    pub fn close(&mut self, now: Instant, cause: DisconnectCause) {
+        if self.closing.is_some() || self.closed {
+            return;
+        }
+        if !self.rtc.is_connected() {
+            self.finish(cause);
+            return;
+        }
+        if cause == DisconnectCause::Shutdown {
+            self.write_control(&ToPage::Bye { cause: cause.as_str(), text: cause.sentence() });
+        }
+        self.closing = Some((cause, now + CLOSE_DRAIN_LIMIT));
+        if self.rtc.close().is_err() {
+            self.finish(cause);
+        }
+    }
+
+    /// Tells the player what it cannot measure itself.
+    pub fn send_stats(&mut self, stats: &ViewerStats) {
+        self.write_control(&ToPage::Stats(stats));
+    }
+
+    /// Takes one input. Errors: [`PeerError::NotMine`] is to be counted and ignored, the others ended the session.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), PeerError> {
+        if self.closed {
+            return Ok(());
+        }
+        match input {
+            Input::Datagram { from, to, payload } => {
+                let receive = Receive::new(Protocol::Udp, from, to, payload).map_err(|_| PeerError::NotMine)?;
+                let input = str0m::Input::Receive(now, receive);
+                // The engine checks the source of a datagram here and nowhere else.
+                if !self.rtc.accepts(&input) {
+                    return Err(PeerError::NotMine);
+                }
+                self.engine(|rtc| rtc.handle_input(input))?;
+            }
+            Input::Media(unit) => {
+                if self.connected && self.closing.is_none() {
+                    self.offer_unit(now, unit);
+                    self.advance(now)?;
+                }
+            }
+            Input::Tick => self.advance(now)?,
+        }
+        self.check_limits(now);
+        Ok(())
+    }
+
+    /// What to do next. Call until it answers [`Output::WakeAt`].
+    pub fn poll(&mut self, now: Instant) -> Output {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Output::Event(event);
+            }
+            if self.closed {
+                return Output::WakeAt(now + Duration::from_secs(3600));
+            }
+            match self.rtc.poll_output() {
+                Ok(str0m::Output::Transmit(t)) => {
+                    self.counters.sent_packets += 1;
+                    self.counters.sent_bytes += t.contents.len() as u64;
+                    return Output::Send { from: t.source, to: t.destination, payload: t.contents.into() };
+                }
+                Ok(str0m::Output::Event(event)) => self.on_event(now, event),
+                Ok(str0m::Output::Timeout(at)) => {
+                    if !self.rtc.is_alive() {
+                        let cause = self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause);
+                        self.finish(cause);
+                        continue;
+                    }
+                    return Output::WakeAt(self.next_wake(at));
+                }
+                Err(_) => self.finish(self.closing.map_or(DisconnectCause::Failed, |(cause, _)| cause)),
+            }
+        }
+    }
+
+    fn next_wake(&self, engine: Instant) -> Instant {
+        let mut at = engine;
+        if let Some(pace) = self.pacer.wake_at().filter(|_| self.connected) {
+            at = at.min(pace);
+        }
+        if let Some((_, limit)) = self.closing {
+            at = at.min(limit);
+        }
+        if !self.connected {
+            at = at.min(self.created + ICE_CONNECT_LIMIT);
+        }
+        if let Some(since) = self.disconnected_since {
+            at = at.min(since + ICE_DISCONNECTED_LIMIT);
+        }
+        at
+    }
+
+    fn check_limits(&mut self, now: Instant) {
+        if let Some((cause, limit)) = self.closing {
+            if now >= limit {
+                self.finish(cause);
+            }
+        } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
+            self.finish(DisconnectCause::IceNeverConnected);
+        } else if self.disconnected_since.is_some_and(|since| now >= since + ICE_DISCONNECTED_LIMIT) {
+            self.finish(DisconnectCause::IceTimeout);
+        }
+    }
+
+    fn offer_unit(&mut self, now: Instant, unit: &Arc<AccessUnit>) {
+        match self.pacer.offer(now, unit) {
+            Admitted::Queued => {
+                if unit.keyframe {
+                    self.keyframe_asked = false;
+                }
+            }
+            Admitted::WaitsForKeyframe => {
+                self.counters.dropped_wait_keyframe += 1;
+                self.ask_keyframe_once();
+            }
+            Admitted::Overrun { dropped } => {
+                self.counters.dropped_backlog += dropped;
+                if self.pacer.needs_keyframe() {
+                    self.ask_keyframe_once();
+                }
+            }
+        }
+    }
+
+    /// While waiting, one request is enough: the stream remembers it.
+    fn ask_keyframe_once(&mut self) {
+        if !std::mem::replace(&mut self.keyframe_asked, true) {
+            self.events.push_back(PeerEvent::KeyframeWanted);
+        }
+    }
+
+    /// Moves the engine's time to `now`, with whatever the pacer releases by then.
+    fn advance(&mut self, now: Instant) -> Result<(), PeerError> {
+        if self.connected && self.closing.is_none() {
+            self.release_batch(now);
+        }
+        self.engine(|rtc| rtc.handle_input(str0m::Input::Timeout(now)))
+    }
+
+    fn release_batch(&mut self, now: Instant) {
+        let Self { rtc, pacer, rtp_clock, next_seq_no, counters, config, video, ssrc, extensions_sent, last_capture, sent, .. } = self;
+        let mut direct = rtc.direct_api();
+        let Some(stream) = direct.stream_tx(ssrc) else { return };
+        let repeat_extensions = extensions_sent.is_none_or(|at| now.saturating_duration_since(at) >= EXTENSION_INTERVAL);
+        let mut extended_unit: Option<lightpipe_media::MediaTime> = None;
+        pacer.release(now, |unit, index| {
+            let payloads = unit.rtp_payloads();
+            let Some(payload) = payloads.get(index) else { return };
+            let marker = index + 1 == payloads.len();
+            let rtp_timestamp = rtp_clock.timestamp_at(unit.captured);
+            // All packets of a picture carry the same extensions, so that they have equal lengths and leave in one call.
+            let extended = unit.keyframe || extended_unit == Some(unit.captured) || (repeat_extensions && index == 0);
+            if extended && index == 0 {
+                *extensions_sent = Some(now);
+            }
+            if extended {
+                extended_unit = Some(unit.captured);
+            }
+            let extensions = if extended { extensions_of(config, unit) } else { ExtensionValues::default() };
+            let wallclock = config.clock.instant(unit.captured);
+            stream.write_rtp(
+                RtpWrite::new(video.pt, (*next_seq_no).into(), rtp_timestamp, wallclock, Arc::clone(payload)).marker(marker).nackable(true).ext_vals(extensions),
+            );
+            *next_seq_no += 1;
+            if marker {
+                counters.sent_frames += 1;
+                *last_capture = Some((rtp_timestamp, unit.captured));
+                sent.push(Sent { captured: unit.captured, encoded: unit.stages.encoded });
+            }
+        });
+    }
+
+    fn engine(&mut self, call: impl FnOnce(&mut Rtc) -> Result<(), str0m::RtcError>) -> Result<(), PeerError> {
+        call(&mut self.rtc).map_err(|error| {
+            self.finish(DisconnectCause::Failed);
+            error.into()
+        })
+    }
+
+    fn finish(&mut self, cause: DisconnectCause) {
+        if !std::mem::replace(&mut self.closed, true) {
+            self.events.push_back(PeerEvent::Closed(cause));
+            self.rtc.disconnect();
+        }
+    }
+
+    fn on_event(&mut self, now: Instant, event: str0m::Event) {
+        match event {
+            str0m::Event::Connected if !self.connected => {
+                self.connected = true;
+                self.events.push_back(PeerEvent::Connected);
+            }
+            str0m::Event::IceConnectionStateChange(state) => {
+                self.disconnected_since = (state == IceConnectionState::Disconnected && self.connected).then_some(now);
+            }
+            str0m::Event::KeyframeRequest(_) => {
+                self.counters.keyframe_requests += 1;
+                self.events.push_back(PeerEvent::KeyframeWanted);
+            }
+            str0m::Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. }) => self.on_estimate(estimate),
+            str0m::Event::PeerStats(stats) => {
+                // RTCP's round trip follows the media path; ICE's keepalive is there before the first report.
+                let ice = stats.selected_candidate_pair.and_then(|p| p.current_round_trip_time);
+                self.counters.rtt = stats.rtt.or(ice).or(self.counters.rtt);
+            }
+            str0m::Event::MediaEgressStats(stats) if stats.mid == self.video.mid => {
+                self.counters.nacks = stats.nacks;
+                self.counters.loss = stats.loss.or(self.counters.loss);
+            }
+            str0m::Event::ChannelOpen(id, label) if label == control::LABEL => self.channel = Some(id),
+            str0m::Event::ChannelClose(id) if self.channel == Some(id) => self.channel = None,
+            str0m::Event::ChannelData(data) if self.channel == Some(data.id) => {
+                if let Some(FromPage::Ping { t }) = FromPage::parse(&data.data) {
+                    let server_ms = self.config.clock.unix_micros(self.config.clock.at(now)) as f64 / 1000.0;
+                    self.write_control(&ToPage::Pong { t, server_ms });
+                }
+            }
+            str0m::Event::Closed => self.finish(self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause)),
+            _ => {}
+        }
+    }
+
+    fn on_estimate(&mut self, estimate: Bitrate) {
+        let bps = estimate.as_u64();
+        self.counters.estimate_bps = Some(bps);
+        self.pacer.set_estimate(Some(bps));
+        self.events.push_back(PeerEvent::Estimate(bps));
+    }
+
+    /// Best effort: an unopened channel or a full buffer loses the message; the next one says it again.
+    fn write_control(&mut self, message: &ToPage<'_>) {
+        if let Some(id) = self.channel
+            && let Some(mut channel) = self.rtc.channel(id)
+        {
+            let _ = channel.write(false, &message.to_json());
+        }
+    }
+}
+
+fn extensions_of(config: &PeerConfig, unit: &AccessUnit) -> ExtensionValues {
+    let unix = Duration::from_micros(u64::try_from(config.clock.unix_micros(unit.captured)).unwrap_or(0));
+    let max_hundredths = u64::try_from(config.playout_delay_max.as_millis() / 10).unwrap_or(0).max(1);
+    ExtensionValues {
+        play_delay_min: Some(RtcTime::from_hundredths(0)),
+        play_delay_max: Some(RtcTime::from_hundredths(max_hundredths)),
+        abs_capture_time: Some(AbsCaptureTime { capture_time: std::time::UNIX_EPOCH + unix, clock_offset: None }),
+        ..ExtensionValues::default()
+    }
+}
+
+/// Mids of an answer, in order.
+fn video_mids(answer: &SdpAnswer) -> Vec<Mid> {
+    let sdp = answer.to_sdp_string();
+    sdp.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect()
+}
