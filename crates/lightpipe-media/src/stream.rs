@@ -8,7 +8,7 @@
 //!
 //! No outlet waits for another and the producer waits for none: [`Outlet::deliver`] must not block.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -23,6 +23,10 @@ use crate::time::MediaTime;
 /// An IDR is several times the size of the frames around it. Ten viewers joining in the same second
 /// must cost a few bursts on the uplink, so requests inside this window share a keyframe.
 pub const KEYFRAME_REQUEST_HOLDOFF: Duration = Duration::from_millis(300);
+
+/// Span and number of pictures that [`Stream::rates`] looks at.
+const RECENT_SPAN: Duration = Duration::from_secs(2);
+const RECENT_MAX: usize = 512;
 
 /// Takes the access units of a stream. Called on the producer's thread: must not block.
 pub trait Outlet: Send + Sync {
@@ -52,6 +56,15 @@ pub enum Health {
     Live,
     /// None come; the reason names whose fault it is.
     Failed(String),
+}
+
+/// How fast a stream runs.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Rates {
+    /// Pictures per second.
+    pub fps: f64,
+    /// Bits per second.
+    pub bitrate_bps: u64,
 }
 
 /// Counters and last values of a stream.
@@ -106,7 +119,8 @@ struct State {
     closed: bool,
     health: Health,
     stats: StreamStats,
-    last_published: Option<MediaTime>,
+    /// When the last pictures were published, and their bytes.
+    recent: VecDeque<(MediaTime, usize)>,
 }
 
 impl std::fmt::Debug for State {
@@ -202,7 +216,12 @@ impl Stream {
                 state.keyframe_requested = false;
             }
             state.health = Health::Live;
-            state.last_published = Some(stages.encoded);
+            state.recent.push_back((stages.encoded, unit.data.len()));
+            while state.recent.len() > RECENT_MAX
+                || state.recent.front().is_some_and(|(at, _)| stages.encoded.since(*at) > RECENT_SPAN)
+            {
+                state.recent.pop_front();
+            }
             state
                 .outlets
                 .values()
@@ -251,6 +270,21 @@ impl Stream {
     /// Counters and last values.
     pub fn stats(&self) -> StreamStats {
         self.lock().stats.clone()
+    }
+
+    /// Pictures and bits per second around `now`; zero when nothing was published lately.
+    pub fn rates(&self, now: MediaTime) -> Rates {
+        let state = self.lock();
+        let (Some((first, _)), Some((last, _))) = (state.recent.front(), state.recent.back()) else {
+            return Rates::default();
+        };
+        let seconds = last.since(*first).as_secs_f64();
+        if seconds <= 0.0 || now.since(*last) > RECENT_SPAN {
+            return Rates::default();
+        }
+        // The first picture opens the interval; what it carried came before.
+        let bytes: usize = state.recent.iter().skip(1).map(|(_, bytes)| bytes).sum();
+        Rates { fps: (state.recent.len() - 1) as f64 / seconds, bitrate_bps: (bytes as f64 * 8.0 / seconds) as u64 }
     }
 
     /// State of the source.

@@ -1,1 +1,19 @@
-//! Under construction.
+//! Sockets and HTTP around the pure crates.
+//!
+//! [`media`] moves media: one thread per core, each with its own UDP socket and its own peers, no async runtime.
+//! [`http`] serves pages, WHEP, WebSocket signalling, the API and metrics on tokio, and talks to the media threads by
+//! bounded queues. Both share one port number: TCP for HTTP, UDP for media.
+//!
+//! ```text
+//!  Stream ──deliver──▶ Inbox ─┐                          ┌─▶ sendmsg (GSO)
+//!  HTTP, WebSocket ─command──▶├─ media thread: Peer, Peer ┤
+//!  UDP socket ────datagrams──▶┘                          └─▶ Demand back to Stream
+//! ```
+
+pub mod http;
+pub mod media;
+mod registry;
+
+pub use http::{HttpConfig, HttpServer};
+pub use media::{EngineConfig, MediaEngine, NewViewer, ViewerError};
+pub use registry::{StreamEntry, Streams};

@@ -1,0 +1,158 @@
+//! JSON for programs and for our own pages.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use lightpipe_media::EventKind;
+use lightpipe_media::stream::Health;
+use lightpipe_rtc::control::Percentiles;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::App;
+
+pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
+    let now = app.engine.clock().at(Instant::now());
+    let streams: Vec<Value> = app
+        .streams
+        .all()
+        .iter()
+        .map(|entry| {
+            let stats = entry.stream.stats();
+            let (health, reason) = match entry.stream.health() {
+                Health::Live => ("live", None),
+                Health::Failed(reason) => ("failed", Some(reason)),
+                _ => ("starting", None),
+            };
+            let rate = entry.stream.rates(now);
+            json!({
+                "name": entry.stream.name(),
+                "codec": "h264",
+                "source": entry.source,
+                "health": health,
+                "reason": reason,
+                "viewers": app.engine.viewers_of(entry.stream.name()),
+                "width": stats.size.map(|s| s.width),
+                "height": stats.size.map(|s| s.height),
+                "fps": rate.fps,
+                "bitrate_bps": rate.bitrate_bps,
+                "target_bitrate_bps": stats.target_bitrate_bps,
+                "published": stats.published,
+                "keyframes": stats.keyframes,
+                "keyframe_requests": stats.keyframe_requests,
+                "encoder_starts": stats.encoder_starts,
+                "encoder_errors": stats.encoder_errors,
+                "drops": { "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped },
+                "stages_ms": {
+                    "capture": Percentiles::from(&stats.capture),
+                    "queue": Percentiles::from(&stats.queue),
+                    "encode": Percentiles::from(&stats.encode),
+                },
+            })
+        })
+        .collect();
+    Json(json!({ "streams": streams }))
+}
+
+pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
+    let peers: Vec<Value> = app
+        .engine
+        .peers()
+        .iter()
+        .map(|peer| {
+            let c = peer.counters;
+            json!({
+                "id": public_part(&peer.id),
+                "stream": peer.stream,
+                "transport": peer.transport.as_str(),
+                "state": if peer.connected { "connected" } else { "connecting" },
+                "age_s": peer.created.elapsed().as_secs_f64(),
+                "rtt_ms": c.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                "loss": c.loss,
+                "estimate_bps": c.estimate_bps,
+                "sent_bytes": c.sent_bytes,
+                "sent_packets": c.sent_packets,
+                "sent_frames": c.sent_frames,
+                "nacks": c.nacks,
+                "plis": c.keyframe_requests,
+                "drops": { "wait_keyframe": c.dropped_wait_keyframe, "backlog": c.dropped_backlog },
+                "send_ms": Percentiles::from(&peer.send),
+                "capture_to_sent_ms": Percentiles::from(&peer.capture_to_sent),
+            })
+        })
+        .collect();
+    Json(json!({ "peers": peers }))
+}
+
+/// A session's full id is the right to end it, so lists show its first half.
+fn public_part(id: &str) -> &str {
+    id.get(..10).unwrap_or(id)
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct EventsQuery {
+    #[serde(default)]
+    since: u64,
+}
+
+pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQuery>) -> Json<Value> {
+    let clock = app.engine.clock();
+    let events: Vec<Value> = app
+        .engine
+        .events()
+        .since(query.since)
+        .iter()
+        .map(|event| {
+            let mut value = json!({
+                "seq": event.seq,
+                "unix_ms": clock.unix_micros(event.at) as f64 / 1000.0,
+                "stream": event.stream,
+                "event": event.kind.name(),
+            });
+            let detail = match &event.kind {
+                EventKind::FfmpegSpawned { pid } => json!({ "pid": pid }),
+                EventKind::FfmpegExited { reason, retry_in } => json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) }),
+                EventKind::SourceFailed { reason } => json!({ "reason": reason }),
+                EventKind::PeerConnected { peer, took } => json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 }),
+                EventKind::PeerDisconnected { peer, cause } => json!({ "peer": public_part(peer), "cause": cause }),
+                _ => json!({}),
+            };
+            if let (Some(object), Some(detail)) = (value.as_object_mut(), detail.as_object()) {
+                object.extend(detail.clone());
+            }
+            value
+        })
+        .collect();
+    Json(json!({ "events": events }))
+}
+
+pub(crate) async fn info(State(app): State<App>) -> Json<Value> {
+    Json(json!({
+        "name": "lightpipe",
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": app.started.elapsed().as_secs_f64(),
+    }))
+}
+
+/// The process answers.
+pub(crate) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Ready for viewers: not stopping, and at least one stream is not failed.
+pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str) {
+    if *app.stopping.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    }
+    let streams = app.streams.all();
+    let usable = streams.is_empty() || streams.iter().any(|e| !matches!(e.stream.health(), Health::Failed(_)));
+    if usable { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "every stream's source has failed\n") }
+}
+
+/// Reads a counter.
+pub(crate) fn value(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Relaxed)
+}

@@ -1,0 +1,147 @@
+//! HTTP on tokio: pages, WHEP, WebSocket signalling, the API, metrics. All on one TCP port.
+
+mod api;
+mod limit;
+mod metrics;
+mod pages;
+mod problem;
+mod whep;
+mod ws;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::routing::{any, get, post};
+use lightpipe_signal::Rooms;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tower_http::cors::{Any, CorsLayer};
+
+use crate::media::MediaEngine;
+use crate::registry::Streams;
+
+/// How the HTTP side works.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// POSTs per second and address that make sessions; bursts of four times that pass. 0: no limit.
+    pub posts_per_second: u32,
+    /// `iceServers` URLs told to viewers in `Link` headers, e.g. `stun:stun.example.org:3478`.
+    pub ice_servers: Vec<String>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { posts_per_second: 5, ice_servers: Vec::new() }
+    }
+}
+
+/// What every handler sees.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) engine: Arc<MediaEngine>,
+    pub(crate) streams: Streams,
+    pub(crate) sessions: Arc<whep::Sessions>,
+    pub(crate) rooms: Arc<ws::RoomHub>,
+    pub(crate) limiter: Arc<limit::PostLimiter>,
+    pub(crate) config: Arc<HttpConfig>,
+    pub(crate) started: Instant,
+    /// Turns true when the server stops: WebSockets close, readiness ends.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// A bound HTTP server.
+pub struct HttpServer {
+    listener: TcpListener,
+    router: Router,
+    stop: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for HttpServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpServer").field("address", &self.listener.local_addr().ok()).finish_non_exhaustive()
+    }
+}
+
+impl HttpServer {
+    /// Takes a bound, non-blocking listener. Call inside a tokio runtime.
+    pub fn new(listener: std::net::TcpListener, engine: Arc<MediaEngine>, streams: Streams, config: HttpConfig) -> io::Result<Self> {
+        let listener = TcpListener::from_std(listener)?;
+        let (stop, stopping) = watch::channel(false);
+        let app = App {
+            engine,
+            streams,
+            sessions: Arc::default(),
+            rooms: Arc::new(ws::RoomHub::new(Mutex::new(Rooms::new()))),
+            limiter: Arc::new(limit::PostLimiter::new(config.posts_per_second)),
+            config: Arc::new(config),
+            started: Instant::now(),
+            stopping,
+        };
+        Ok(Self { listener, router: router(app), stop })
+    }
+
+    /// Its address.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` resolves, then closes WebSockets and finishes what is under way.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let Self { listener, router, stop: stopping } = self;
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, service)
+            .with_graceful_shutdown(async move {
+                stop.await;
+                let _ = stopping.send(true);
+            })
+            .await
+    }
+}
+
+fn router(app: App) -> Router {
+    // A viewer on a foreign page needs these; nothing here changes anything but the viewer's own session.
+    let viewing = CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([http::Method::POST, http::Method::PATCH, http::Method::DELETE, http::Method::OPTIONS, http::Method::GET])
+        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, header::AUTHORIZATION, header::ACCEPT])
+        .expose_headers([header::LOCATION, header::ETAG, header::LINK, header::RETRY_AFTER]);
+    let public = Router::new()
+        .route("/whep/{stream}", post(whep::create).options(whep::options).fallback(whep::wrong_method))
+        .route("/whep/{stream}/{session}", axum::routing::patch(whep::patch).delete(whep::delete).fallback(whep::wrong_method))
+        .route("/player.js", get(pages::player))
+        .layer(viewing);
+    let own = Router::new()
+        .route("/", get(pages::dashboard))
+        .route("/watch/{stream}", get(pages::watch))
+        .route("/assets/{*path}", get(pages::asset))
+        .route("/favicon.ico", get(pages::favicon))
+        .route("/ws", any(ws::upgrade))
+        .route("/api/v1/streams", get(api::streams))
+        .route("/api/v1/peers", get(api::peers))
+        .route("/api/v1/events", get(api::events))
+        .route("/api/v1/info", get(api::info))
+        .route("/metrics", get(metrics::page))
+        .route("/healthz", get(api::healthz))
+        .route("/readyz", get(api::readyz));
+    public
+        .merge(own)
+        .fallback(pages::not_found)
+        .layer(axum::middleware::map_response(security_headers))
+        .with_state(app)
+}
+
+/// A page of ours loads nothing from elsewhere and is not sniffed.
+async fn security_headers(mut response: axum::response::Response) -> axum::response::Response {
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        HeaderName::from_static("content-security-policy"),
+        HeaderValue::from_static("default-src 'self'; connect-src *; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'"),
+    );
+    headers.insert(HeaderName::from_static("referrer-policy"), HeaderValue::from_static("same-origin"));
+    response
+}

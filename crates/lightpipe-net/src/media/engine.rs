@@ -1,0 +1,318 @@
+//! Starts the media threads and hands peers to them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lightpipe_media::{EventLog, Histogram, MediaClock, Stream};
+use lightpipe_rtc::{Candidate, Counters, Credentials, DisconnectCause, Identity, Peer, PeerConfig, PeerError};
+use mio::{Poll, Waker};
+use tokio::sync::oneshot;
+
+use super::inbox::{Command, Inbox};
+use super::routes::{Place, Registration};
+use super::socket::MediaSocket;
+use super::table::{EngineCounters, PeerInfo, Transport};
+use super::worker::{Shared, Viewer, WAKER, Worker};
+
+/// Sessions that may wait for their first connectivity check at a time.
+const MAX_PENDING: usize = 256;
+
+/// How long a stop waits for goodbyes.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// How the engine works.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Address and port of the UDP sockets.
+    pub address: SocketAddr,
+    /// Addresses to tell peers instead of those found on the interfaces, e.g. the public one behind a 1:1 NAT.
+    pub advertise: Vec<IpAddr>,
+    /// Media threads; 0: one per core, at most 8.
+    pub threads: usize,
+    /// Estimate each viewer's bandwidth.
+    pub estimate_bandwidth: bool,
+    /// What a stream wants to send at best, bits per second.
+    pub desired_bitrate_bps: u64,
+    /// Largest playout delay that a receiver may choose.
+    pub playout_delay_max: Duration,
+    /// The media clock.
+    pub clock: MediaClock,
+    /// Lifecycle events.
+    pub events: EventLog,
+}
+
+/// Why a viewer was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ViewerError {
+    /// Its offer was refused.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// Too many sessions wait for their first connectivity check.
+    #[error("{MAX_PENDING} sessions wait for their connection already; try again")]
+    Busy,
+    /// No such session (any more).
+    #[error("there is no such session")]
+    Gone,
+}
+
+/// A viewer that was taken.
+#[derive(Debug)]
+pub struct NewViewer {
+    /// Public id, unguessable.
+    pub id: String,
+    /// Number for further calls.
+    pub key: u64,
+    /// The answer, all our candidates inside.
+    pub answer: String,
+    /// Resolves with the cause when the session ends.
+    pub closed: oneshot::Receiver<DisconnectCause>,
+}
+
+/// The media threads of a process. Dropping it ends all sessions.
+pub struct MediaEngine {
+    config: EngineConfig,
+    identity: Identity,
+    addresses: Vec<SocketAddr>,
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    next_key: AtomicU64,
+}
+
+impl std::fmt::Debug for MediaEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MediaEngine").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl MediaEngine {
+    /// Binds the sockets and starts the threads. Port 0 takes a free one, see [`Self::port`].
+    pub fn start(config: EngineConfig) -> io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Several sockets on one port share its datagrams on Linux only; elsewhere one thread has the port.
+        let threads = if cfg!(target_os = "linux") { if config.threads == 0 { cores.min(8) } else { config.threads } } else { 1 };
+        let first = MediaSocket::bind(config.address, threads > 1)?;
+        let bound = SocketAddr::new(config.address.ip(), first.port());
+        let mut sockets = vec![first];
+        for _ in 1..threads {
+            sockets.push(MediaSocket::bind(bound, true)?);
+        }
+        let polls: Vec<Poll> = (0..threads).map(|_| Poll::new()).collect::<io::Result<_>>()?;
+        let inboxes: Vec<Arc<Inbox>> =
+            polls.iter().map(|poll| Waker::new(poll.registry(), WAKER).map(|waker| Arc::new(Inbox::new(waker)))).collect::<io::Result<_>>()?;
+        let shared = Arc::new(Shared {
+            routes: Arc::default(),
+            table: Arc::default(),
+            events: config.events.clone(),
+            clock: config.clock,
+            inboxes: inboxes.clone(),
+        });
+        let mut handles = Vec::new();
+        for (index, ((socket, poll), inbox)) in sockets.into_iter().zip(polls).zip(inboxes).enumerate() {
+            let worker = Worker::new(index, socket, poll, inbox, Arc::clone(&shared))?;
+            handles.push(std::thread::Builder::new().name(format!("media-{index}")).spawn(move || worker.run())?);
+        }
+        let addresses = reachable_addresses(bound, &config.advertise)?;
+        Ok(Self { config, identity: Identity::generate(), addresses, shared, threads: Mutex::new(handles), next_key: AtomicU64::new(1) })
+    }
+
+    /// The UDP port.
+    pub fn port(&self) -> u16 {
+        self.addresses.first().map_or(self.config.address.port(), SocketAddr::port)
+    }
+
+    /// Our host candidates.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Answers an offer for `stream`. Costs some milliseconds of the caller's thread, none of a media thread.
+    pub fn add_viewer(&self, stream: &Arc<Stream>, offer: &str, transport: Transport) -> Result<NewViewer, ViewerError> {
+        if self.shared.table.pending() >= MAX_PENDING {
+            return Err(ViewerError::Busy);
+        }
+        let created = Instant::now();
+        let config = PeerConfig {
+            clock: self.config.clock,
+            identity: self.identity.clone(),
+            addresses: self.addresses.clone(),
+            estimate_bandwidth: self.config.estimate_bandwidth,
+            desired_bitrate_bps: self.config.desired_bitrate_bps,
+            playout_delay_max: self.config.playout_delay_max,
+        };
+        let (mut peer, answer) = Peer::answer(config, offer, created)?;
+        let key = self.next_key.fetch_add(1, Relaxed);
+        let place = Place { worker: (key as usize) % self.shared.inboxes.len(), key };
+        let registration = Registration::new(Arc::clone(&self.shared.routes), place, peer.local_credentials().ufrag);
+        let id = random_id();
+        let (closed_sender, closed) = oneshot::channel();
+        self.shared.table.insert(
+            key,
+            PeerInfo {
+                id: id.clone(),
+                stream: stream.name().to_owned(),
+                transport,
+                created,
+                connected: false,
+                counters: Counters::default(),
+                dropped_inbox: 0,
+                send: Histogram::default(),
+                capture_to_sent: Histogram::default(),
+            },
+        );
+        let viewer = Viewer { key, id: id.clone(), peer, stream: Arc::clone(stream), created, registration, closed: closed_sender };
+        self.command(key, Command::Add(Box::new(viewer)));
+        Ok(NewViewer { id, key, answer, closed })
+    }
+
+    /// Adds a trickled candidate.
+    pub fn add_candidate(&self, key: u64, candidate: Candidate) {
+        self.command(key, Command::Candidate { key, candidate });
+    }
+
+    /// Restarts ICE; answers our new credentials.
+    pub async fn restart_ice(&self, key: u64, remote: Credentials) -> Result<Credentials, ViewerError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(key, Command::Restart { key, remote, reply });
+        Ok(answer.await.map_err(|_| ViewerError::Gone)??)
+    }
+
+    /// Accepts a new offer on a session; answers the answer.
+    pub async fn reoffer(&self, key: u64, offer: String) -> Result<String, ViewerError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(key, Command::Reoffer { key, offer, reply });
+        Ok(answer.await.map_err(|_| ViewerError::Gone)??)
+    }
+
+    /// Ends a session.
+    pub fn close(&self, key: u64, cause: DisconnectCause) {
+        self.command(key, Command::Close { key, cause });
+    }
+
+    /// All peers, oldest first.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        self.shared.table.all()
+    }
+
+    /// Number of peers, connected or not.
+    pub fn peer_count(&self) -> usize {
+        self.shared.table.len()
+    }
+
+    /// Connected viewers of a stream.
+    pub fn viewers_of(&self, stream: &str) -> usize {
+        self.shared.table.viewers_of(stream)
+    }
+
+    /// Counters since the start.
+    pub fn counters(&self) -> &EngineCounters {
+        &self.shared.table.counters
+    }
+
+    /// Ended sessions by cause.
+    pub fn disconnect_causes(&self) -> Vec<(&'static str, u64)> {
+        self.shared.table.causes()
+    }
+
+    /// Lifecycle events.
+    pub fn events(&self) -> &EventLog {
+        &self.config.events
+    }
+
+    /// The media clock.
+    pub const fn clock(&self) -> MediaClock {
+        self.config.clock
+    }
+
+    /// Says goodbye to every viewer and ends the threads.
+    pub fn stop(&self) {
+        let handles = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for inbox in &self.shared.inboxes {
+            inbox.command(Command::Stop);
+        }
+        let deadline = Instant::now() + STOP_LIMIT;
+        for handle in handles {
+            while !handle.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if handle.is_finished() {
+                let _ = handle.join();
+            }
+        }
+    }
+
+    fn command(&self, key: u64, command: Command) {
+        let worker = (key as usize) % self.shared.inboxes.len();
+        self.shared.inboxes[worker].command(command);
+    }
+}
+
+impl Drop for MediaEngine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// 20 characters of 62: not to be guessed, since knowing a session's URL is the right to end it.
+fn random_id() -> String {
+    // Seeded by the operating system; `fastrand` alone would be predictable from earlier ids.
+    use std::hash::{BuildHasher, Hasher};
+    let mut id = String::with_capacity(20);
+    while id.len() < 20 {
+        let mut bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
+        for _ in 0..5 {
+            id.push(char::from(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[(bits % 62) as usize]));
+            bits /= 62;
+        }
+    }
+    id
+}
+
+/// Where peers can reach `bound`: the configured addresses, the bound one, or those of the interfaces.
+fn reachable_addresses(bound: SocketAddr, advertise: &[IpAddr]) -> io::Result<Vec<SocketAddr>> {
+    let at = |ip| SocketAddr::new(ip, bound.port());
+    if !advertise.is_empty() {
+        return Ok(advertise.iter().copied().map(at).collect());
+    }
+    if !bound.ip().is_unspecified() {
+        return Ok(vec![bound]);
+    }
+    let interfaces = if_addrs::get_if_addrs()?;
+    let usable = |loopback: bool| -> Vec<SocketAddr> {
+        interfaces
+            .iter()
+            .filter(|i| i.is_loopback() == loopback && !i.is_link_local() && i.ip().is_ipv4() == bound.is_ipv4())
+            .map(|i| at(i.ip()))
+            .take(8)
+            .collect()
+    };
+    let addresses = usable(false);
+    // A machine without a network still shows its streams to itself.
+    Ok(if addresses.is_empty() { usable(true) } else { addresses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_long_and_different() {
+        let ids: std::collections::HashSet<String> = (0..1000).map(|_| random_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 20 && id.bytes().all(|b| b.is_ascii_alphanumeric())));
+    }
+
+    #[test]
+    fn a_bound_address_is_the_only_candidate() {
+        let bound = SocketAddr::from(([127, 0, 0, 1], 8080));
+        assert_eq!(reachable_addresses(bound, &[]).expect("no lookup needed"), [bound]);
+        let public = IpAddr::from([203, 0, 113, 7]);
+        assert_eq!(reachable_addresses(bound, &[public]).expect("no lookup needed"), [SocketAddr::new(public, 8080)]);
+        let any = reachable_addresses(SocketAddr::from(([0, 0, 0, 0], 8080)), &[]).expect("interfaces");
+        assert!(!any.is_empty() && any.iter().all(|a| !a.ip().is_unspecified() && a.port() == 8080));
+    }
+}

@@ -1,0 +1,113 @@
+//! What other threads tell a media thread: access units, datagrams of its peers, commands.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lightpipe_media::{AccessUnit, Outlet, Stream};
+use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, PeerError};
+use tokio::sync::oneshot;
+
+use super::table::EngineCounters;
+use super::worker::Viewer;
+
+/// Pictures that may wait for a media thread; at 60 fps a quarter of a second of four streams. When full, new ones are dropped
+/// until a keyframe: the stream's viewers on this thread then resume with it.
+const MAX_UNITS: usize = 64;
+
+/// Datagrams handed over and not yet taken. Beyond this they are dropped like on a full socket.
+const MAX_DATAGRAMS: usize = 4096;
+
+pub(crate) enum Command {
+    Add(Box<Viewer>),
+    Candidate { key: u64, candidate: Candidate },
+    Restart { key: u64, remote: Credentials, reply: oneshot::Sender<Result<Credentials, PeerError>> },
+    Reoffer { key: u64, offer: String, reply: oneshot::Sender<Result<String, PeerError>> },
+    Close { key: u64, cause: DisconnectCause },
+    /// Say goodbye to all, end when they are gone.
+    Stop,
+}
+
+#[derive(Default)]
+pub(crate) struct Pending {
+    pub(crate) units: VecDeque<(Arc<Stream>, Arc<AccessUnit>)>,
+    pub(crate) datagrams: VecDeque<(SocketAddr, SocketAddr, Vec<u8>)>,
+    /// Unbounded by itself; bounded by who sends: one per HTTP request or message, which are limited.
+    pub(crate) commands: VecDeque<Command>,
+}
+
+/// The inbox of one media thread.
+pub(crate) struct Inbox {
+    pending: Mutex<Pending>,
+    waker: mio::Waker,
+}
+
+impl Inbox {
+    pub(crate) fn new(waker: mio::Waker) -> Self {
+        Self { pending: Mutex::default(), waker }
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        self.lock().commands.push_back(command);
+        self.wake();
+    }
+
+    /// False when there was no room.
+    pub(crate) fn datagram(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> bool {
+        {
+            let mut pending = self.lock();
+            if pending.datagrams.len() >= MAX_DATAGRAMS {
+                return false;
+            }
+            pending.datagrams.push_back((from, to, bytes.to_vec()));
+        }
+        self.wake();
+        true
+    }
+
+    /// Takes everything, leaving the (emptied) buffers of `into` behind.
+    pub(crate) fn take(&self, into: &mut Pending) {
+        std::mem::swap(&mut *self.lock(), into);
+    }
+
+    fn wake(&self) {
+        // The only failure is a closed poll: the thread has ended and takes nothing any more.
+        let _ = self.waker.wake();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One stream's outlet into one media thread: a picture crosses over once, whatever the number of viewers there.
+pub(crate) struct StreamOutlet {
+    pub(crate) stream: std::sync::Weak<Stream>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) counters: Arc<super::table::PeerTable>,
+    pub(crate) broken: Mutex<bool>,
+}
+
+impl Outlet for StreamOutlet {
+    fn deliver(&self, unit: &Arc<AccessUnit>) {
+        let Some(stream) = self.stream.upgrade() else { return };
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut pending = self.inbox.lock();
+            if pending.units.len() >= MAX_UNITS {
+                *broken = true;
+            } else if *broken && unit.keyframe {
+                *broken = false;
+            }
+            if !*broken {
+                pending.units.push_back((stream, Arc::clone(unit)));
+            }
+        }
+        if *broken {
+            EngineCounters::add(&self.counters.counters.inbox_dropped, 1);
+        } else {
+            self.inbox.wake();
+        }
+    }
+}
+

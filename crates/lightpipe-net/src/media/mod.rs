@@ -1,0 +1,14 @@
+//! The media engine: threads that own sockets and peers.
+//!
+//! A peer lives on one thread for life. Its datagrams find it by source address (learnt from connectivity checks that
+//! passed), else by the ufrag in a STUN request; what reaches another thread's socket is handed over.
+
+mod engine;
+mod inbox;
+mod routes;
+mod socket;
+mod table;
+mod worker;
+
+pub use engine::{EngineConfig, MediaEngine, NewViewer, ViewerError};
+pub use table::{EngineCounters, PeerInfo, Transport};

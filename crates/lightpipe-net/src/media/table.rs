@@ -1,0 +1,144 @@
+//! What is known of all peers and counters of the engine: written by the media threads, read by the API.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use lightpipe_media::Histogram;
+use lightpipe_rtc::Counters;
+
+/// How a viewer signalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// WHEP over HTTP.
+    Whep,
+    /// WebSocket, plain dialect.
+    WsPlain,
+    /// WebSocket, room dialect.
+    WsRoom,
+}
+
+impl Transport {
+    /// Name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Whep => "whep",
+            Self::WsPlain => "ws-plain",
+            Self::WsRoom => "ws-room",
+        }
+    }
+}
+
+/// One peer, as of the last second.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// Public id.
+    pub id: String,
+    /// Stream that it watches.
+    pub stream: String,
+    /// How it signalled.
+    pub transport: Transport,
+    /// When its offer came.
+    pub created: Instant,
+    /// ICE and DTLS are done.
+    pub connected: bool,
+    /// Its counters.
+    pub counters: Counters,
+    /// Pictures lost because the media thread's inbox was full.
+    pub dropped_inbox: u64,
+    /// Encoded to the last packet handed to the kernel.
+    pub send: Histogram,
+    /// Captured to the last packet handed to the kernel.
+    pub capture_to_sent: Histogram,
+}
+
+/// Counts of the whole engine since the start.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct EngineCounters {
+    /// Calls that sent datagrams; divide `datagrams_sent` by this for the length of runs.
+    pub send_calls: AtomicU64,
+    /// Datagrams given to the kernel.
+    pub datagrams_sent: AtomicU64,
+    /// Datagrams that the kernel refused.
+    pub datagrams_refused: AtomicU64,
+    /// Datagrams received.
+    pub datagrams_received: AtomicU64,
+    /// Received datagrams that belonged to nobody.
+    pub datagrams_unknown: AtomicU64,
+    /// Datagrams handed to another media thread.
+    pub datagrams_handed_over: AtomicU64,
+    /// Peers that connected.
+    pub peers_connected: AtomicU64,
+    /// Peers that ended, connected or not.
+    pub peers_ended: AtomicU64,
+    /// Sessions ended by a bug of ours that was contained.
+    pub peer_panics: AtomicU64,
+    /// Pictures that found the inbox of a media thread full.
+    pub inbox_dropped: AtomicU64,
+}
+
+impl EngineCounters {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        if n > 0 {
+            counter.fetch_add(n, Relaxed);
+        }
+    }
+}
+
+/// All peers by key.
+#[derive(Debug, Default)]
+pub(crate) struct PeerTable {
+    peers: Mutex<HashMap<u64, PeerInfo>>,
+    pub(crate) counters: EngineCounters,
+    /// Disconnects by cause.
+    causes: Mutex<HashMap<&'static str, u64>>,
+}
+
+impl PeerTable {
+    pub(crate) fn insert(&self, key: u64, info: PeerInfo) {
+        self.lock().insert(key, info);
+    }
+
+    pub(crate) fn update(&self, key: u64, change: impl FnOnce(&mut PeerInfo)) {
+        if let Some(info) = self.lock().get_mut(&key) {
+            change(info);
+        }
+    }
+
+    pub(crate) fn remove(&self, key: u64, cause: &'static str) {
+        self.lock().remove(&key);
+        *self.causes.lock().unwrap_or_else(PoisonError::into_inner).entry(cause).or_default() += 1;
+        EngineCounters::add(&self.counters.peers_ended, 1);
+    }
+
+    pub(crate) fn all(&self) -> Vec<PeerInfo> {
+        let mut all: Vec<_> = self.lock().values().cloned().collect();
+        all.sort_by_key(|p| p.created);
+        all
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(crate) fn viewers_of(&self, stream: &str) -> usize {
+        self.lock().values().filter(|p| p.connected && p.stream == stream).count()
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.lock().values().filter(|p| !p.connected).count()
+    }
+
+    pub(crate) fn causes(&self) -> Vec<(&'static str, u64)> {
+        let mut all: Vec<_> = self.causes.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(k, v)| (*k, *v)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, PeerInfo>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,458 @@
+//! One media thread: a poll loop over its socket, its inbox and its timers.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lightpipe_media::{AccessUnit, EventKind, EventLog, Histogram, MediaClock, Stream, Subscription};
+use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
+use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, demux};
+use mio::{Events, Interest, Poll, Token};
+use tokio::sync::oneshot;
+use tracing::{debug, error, info, warn};
+
+use super::inbox::{Command, Inbox, Pending, StreamOutlet};
+use super::routes::{Place, Registration, Routes};
+use super::socket::{MediaSocket, SendRun};
+use super::table::{EngineCounters, PeerTable};
+
+const SOCKET: Token = Token(0);
+pub(crate) const WAKER: Token = Token(1);
+
+/// Receive calls per turn of the loop: a flood on the socket must not starve media that waits to be sent.
+const MAX_RECEIVES_PER_TURN: usize = 64;
+
+/// How often viewers and the API get fresh figures.
+const STATS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A peer on its way to its thread.
+pub(crate) struct Viewer {
+    pub(crate) key: u64,
+    pub(crate) id: String,
+    pub(crate) peer: Peer,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) created: Instant,
+    pub(crate) registration: Registration,
+    /// Told the cause when the session ends.
+    pub(crate) closed: oneshot::Sender<DisconnectCause>,
+}
+
+/// What the threads of an engine share.
+pub(crate) struct Shared {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) table: Arc<PeerTable>,
+    pub(crate) events: EventLog,
+    pub(crate) clock: MediaClock,
+    pub(crate) inboxes: Vec<Arc<Inbox>>,
+}
+
+pub(crate) struct Worker {
+    index: usize,
+    poll: Poll,
+    socket: MediaSocket,
+    inbox: Arc<Inbox>,
+    shared: Arc<Shared>,
+    peers: HashMap<u64, Slot>,
+    by_address: HashMap<SocketAddr, u64>,
+    fans: HashMap<String, Fan>,
+    timers: BinaryHeap<Reverse<(Instant, u64)>>,
+    run: SendRun,
+    stats_at: Instant,
+    stopping: bool,
+}
+
+struct Slot {
+    viewer: Viewer,
+    /// When the peer wants to be called; older entries in the heap are stale.
+    wake_at: Instant,
+    send: Histogram,
+    capture_to_sent: Histogram,
+    connected: bool,
+}
+
+/// A stream on this thread.
+struct Fan {
+    stream: Arc<Stream>,
+    peers: Vec<u64>,
+    outlet: Arc<StreamOutlet>,
+    subscription: Subscription,
+    published: u64,
+    fps: f64,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize, mut socket: MediaSocket, poll: Poll, inbox: Arc<Inbox>, shared: Arc<Shared>) -> io::Result<Self> {
+        poll.registry().register(&mut socket.socket, SOCKET, Interest::READABLE)?;
+        Ok(Self {
+            index,
+            poll,
+            socket,
+            inbox,
+            shared,
+            peers: HashMap::new(),
+            by_address: HashMap::new(),
+            fans: HashMap::new(),
+            timers: BinaryHeap::new(),
+            run: SendRun::default(),
+            stats_at: Instant::now() + STATS_INTERVAL,
+            stopping: false,
+        })
+    }
+
+    /// Runs until stopped and all peers are gone.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(8);
+        let mut pending = Pending::default();
+        while !(self.stopping && self.peers.is_empty()) {
+            let now = Instant::now();
+            let next = self.timers.peek().map_or(self.stats_at, |Reverse((at, _))| (*at).min(self.stats_at));
+            if let Err(error) = self.poll.poll(&mut events, Some(next.saturating_duration_since(now)))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                error!(thread = self.index, %error, "media thread cannot wait for its socket; it ends");
+                break;
+            }
+            self.inbox.take(&mut pending);
+            for (stream, unit) in pending.units.drain(..) {
+                self.fan_out(&stream, &unit);
+            }
+            for command in pending.commands.drain(..) {
+                self.obey(command);
+            }
+            for (from, to, bytes) in pending.datagrams.drain(..) {
+                self.on_datagram(from, to, &bytes, false);
+            }
+            self.receive();
+            self.on_timers();
+        }
+        debug!(thread = self.index, "media thread ends");
+    }
+
+    fn receive(&mut self) {
+        // Datagrams are copied out of the socket's buffer only on the hand-over path; here the buffer is borrowed, so
+        // it leaves `self` for the duration of a call.
+        let mut datagrams = Vec::new();
+        for _ in 0..MAX_RECEIVES_PER_TURN {
+            let received = self.socket.receive(|from, to, bytes| datagrams.push((from, to, bytes.to_vec())));
+            match received {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    // An ICMP error of some peer's address; the next call goes on.
+                    debug!(thread = self.index, %error, "receive");
+                    break;
+                }
+            }
+            EngineCounters::add(&self.shared.table.counters.datagrams_received, datagrams.len() as u64);
+            for (from, to, bytes) in datagrams.drain(..) {
+                self.on_datagram(from, to, &bytes, true);
+            }
+        }
+    }
+
+    fn on_datagram(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], may_hand_over: bool) {
+        // STUN names its session; everything else must come from an address that passed a check.
+        let is_stun = demux::is_stun(bytes);
+        let by_ufrag = is_stun.then(|| demux::local_ufrag(bytes)).flatten().and_then(|ufrag| self.shared.routes.of_ufrag(ufrag));
+        let place = by_ufrag
+            .or_else(|| self.by_address.get(&from).map(|key| Place { worker: self.index, key: *key }))
+            .or_else(|| self.shared.routes.of_address(from));
+        let Some(place) = place else {
+            EngineCounters::add(&self.shared.table.counters.datagrams_unknown, 1);
+            return;
+        };
+        if place.worker != self.index {
+            let taken = may_hand_over && self.shared.inboxes.get(place.worker).is_some_and(|inbox| inbox.datagram(from, to, bytes));
+            let counters = &self.shared.table.counters;
+            EngineCounters::add(if taken { &counters.datagrams_handed_over } else { &counters.datagrams_unknown }, 1);
+            return;
+        }
+        let accepted = self.turn(place.key, |peer, now| peer.handle(now, Input::Datagram { from, to, payload: bytes }));
+        match accepted {
+            Some(Ok(())) if by_ufrag.is_some() => {
+                // The engine checked the message integrity: from now on this address belongs to the peer.
+                if let Some(slot) = self.peers.get_mut(&place.key) {
+                    if let Some(old) = slot.viewer.registration.add_address(from) {
+                        self.by_address.remove(&old);
+                    }
+                    self.by_address.insert(from, place.key);
+                }
+            }
+            Some(Ok(())) | None => {}
+            Some(Err(PeerError::NotMine)) => EngineCounters::add(&self.shared.table.counters.datagrams_unknown, 1),
+            Some(Err(error)) => debug!(peer = place.key, %error, "session failed"),
+        }
+    }
+
+    fn fan_out(&mut self, stream: &Arc<Stream>, unit: &Arc<AccessUnit>) {
+        let Some(fan) = self.fans.get(stream.name()) else { return };
+        for key in fan.peers.clone() {
+            let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(unit)));
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Add(viewer) => self.add(*viewer),
+            Command::Candidate { key, candidate } => {
+                let added = self.turn(key, |peer, _| peer.add_candidate(&candidate));
+                if let Some(Err(error)) = added {
+                    debug!(peer = key, %error, "candidate refused");
+                }
+            }
+            Command::Restart { key, remote, reply } => {
+                let result = self.turn(key, |peer, _| peer.restart_ice(&remote).map(|()| peer.local_credentials()));
+                if let Some(result) = result {
+                    if let (Ok(local), Some(slot)) = (&result, self.peers.get_mut(&key)) {
+                        slot.viewer.registration.add_ufrag(local.ufrag.clone());
+                    }
+                    let _ = reply.send(result);
+                }
+            }
+            Command::Reoffer { key, offer, reply } => {
+                let result = self.turn(key, |peer, _| peer.reoffer(&offer).map(|answer| (answer, peer.local_credentials())));
+                if let Some(result) = result {
+                    if let (Ok((_, local)), Some(slot)) = (&result, self.peers.get_mut(&key)) {
+                        slot.viewer.registration.add_ufrag(local.ufrag.clone());
+                    }
+                    let _ = reply.send(result.map(|(answer, _)| answer));
+                }
+            }
+            Command::Close { key, cause } => {
+                let _ = self.turn(key, |peer, now| {
+                    peer.close(now, cause);
+                    Ok(())
+                });
+            }
+            Command::Stop => {
+                self.stopping = true;
+                for key in self.peers.keys().copied().collect::<Vec<_>>() {
+                    let _ = self.turn(key, |peer, now| {
+                        peer.close(now, DisconnectCause::Shutdown);
+                        Ok(())
+                    });
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, viewer: Viewer) {
+        let key = viewer.key;
+        if self.stopping {
+            self.shared.table.remove(key, DisconnectCause::Shutdown.as_str());
+            let _ = viewer.closed.send(DisconnectCause::Shutdown);
+            return;
+        }
+        let slot = Slot {
+            wake_at: viewer.created,
+            viewer,
+            send: Histogram::default(),
+            capture_to_sent: Histogram::default(),
+            connected: false,
+        };
+        self.peers.insert(key, slot);
+        let _ = self.turn(key, |peer, now| peer.handle(now, Input::Tick));
+    }
+
+    fn on_timers(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, key))) = self.timers.peek().copied()
+            && at <= now
+        {
+            self.timers.pop();
+            // A peer that was called since then has a later entry.
+            if self.peers.get(&key).is_some_and(|slot| slot.wake_at == at) {
+                let _ = self.turn(key, |peer, now| peer.handle(now, Input::Tick));
+            }
+        }
+        if now >= self.stats_at {
+            self.stats_at = now + STATS_INTERVAL;
+            self.report();
+        }
+    }
+
+    /// One call on a peer, then everything that it wants done. A panic ends the peer, not the thread.
+    fn turn<T>(&mut self, key: u64, call: impl FnOnce(&mut Peer, Instant) -> Result<T, PeerError>) -> Option<Result<T, PeerError>> {
+        let Self { peers, socket, run, shared, timers, .. } = self;
+        let slot = peers.get_mut(&key)?;
+        let mut happened = Vec::new();
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let now = Instant::now();
+            let result = call(&mut slot.viewer.peer, now);
+            loop {
+                match slot.viewer.peer.poll(now) {
+                    Output::Send { from, to, payload } => run.push(socket, from, to, &payload),
+                    Output::Event(event) => happened.push(event),
+                    Output::WakeAt(at) => {
+                        // Never in the past by more than now, or the loop would spin on a peer that is behind.
+                        slot.wake_at = at.max(now);
+                        break;
+                    }
+                }
+            }
+            run.flush(socket);
+            let Slot { viewer, send, capture_to_sent, .. } = slot;
+            let mut handed_over = None;
+            viewer.peer.take_sent(|sent| {
+                let at = *handed_over.get_or_insert_with(|| shared.clock.at(Instant::now()));
+                send.record(at.since(sent.encoded));
+                capture_to_sent.record(at.since(sent.captured));
+            });
+            result
+        }));
+        let result = match done {
+            Ok(result) => {
+                timers.push(Reverse((slot.wake_at, key)));
+                Some(result)
+            }
+            Err(_) => {
+                EngineCounters::add(&shared.table.counters.peer_panics, 1);
+                error!(peer = slot.viewer.id, "a bug ended this session; the others go on");
+                happened.push(PeerEvent::Closed(DisconnectCause::Failed));
+                None
+            }
+        };
+        for event in happened {
+            self.on_event(key, &event);
+        }
+        result
+    }
+
+    fn on_event(&mut self, key: u64, event: &PeerEvent) {
+        match event {
+            PeerEvent::Connected => self.on_connected(key),
+            PeerEvent::KeyframeWanted => {
+                if let Some(fan) = self.fan_of(key) {
+                    fan.subscription.request_keyframe();
+                }
+            }
+            PeerEvent::Estimate(_) => self.pass_on_estimates(key),
+            PeerEvent::Closed(cause) => self.remove(key, *cause),
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, key: u64) {
+        let Some(slot) = self.peers.get_mut(&key) else { return };
+        slot.connected = true;
+        let stream = Arc::clone(&slot.viewer.stream);
+        let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
+        self.shared.table.update(key, |info| info.connected = true);
+        EngineCounters::add(&self.shared.table.counters.peers_connected, 1);
+        info!(target: "events::peer_connected", peer = id, stream = stream.name(), took_ms = took.as_millis() as u64);
+        let at = self.shared.clock.at(Instant::now());
+        self.shared.events.push(at, stream.name(), EventKind::PeerConnected { peer: id, took });
+        match self.fans.get_mut(stream.name()) {
+            Some(fan) => {
+                fan.peers.push(key);
+                fan.subscription.request_keyframe();
+            }
+            None => {
+                let outlet = Arc::new(StreamOutlet {
+                    stream: Arc::downgrade(&stream),
+                    inbox: Arc::clone(&self.inbox),
+                    counters: Arc::clone(&self.shared.table),
+                    broken: Mutex::new(false),
+                });
+                let subscription = stream.subscribe(outlet.clone());
+                let published = stream.stats().published;
+                let name = stream.name().to_owned();
+                self.fans.insert(name, Fan { stream, peers: vec![key], outlet, subscription, published, fps: 0.0 });
+            }
+        }
+    }
+
+    fn fan_of(&mut self, key: u64) -> Option<&mut Fan> {
+        let name = self.peers.get(&key)?.viewer.stream.name();
+        self.fans.get_mut(name)
+    }
+
+    /// The stream hears of its best viewer on this thread; it takes the best of all threads itself.
+    fn pass_on_estimates(&mut self, key: u64) {
+        let Some(name) = self.peers.get(&key).map(|s| s.viewer.stream.name()) else { return };
+        let Some(fan) = self.fans.get(name) else { return };
+        let best = fan.peers.iter().filter_map(|k| self.peers.get(k)).filter_map(|s| s.viewer.peer.counters().estimate_bps).max();
+        fan.subscription.set_bitrate(best);
+    }
+
+    fn remove(&mut self, key: u64, cause: DisconnectCause) {
+        let Some(slot) = self.peers.remove(&key) else { return };
+        let Slot { viewer, connected, .. } = slot;
+        for address in viewer.registration.addresses() {
+            if self.by_address.get(address) == Some(&key) {
+                self.by_address.remove(address);
+            }
+        }
+        let name = viewer.stream.name();
+        if let Some(fan) = self.fans.get_mut(name) {
+            fan.peers.retain(|k| *k != key);
+            if fan.peers.is_empty() {
+                self.fans.remove(name);
+            }
+        }
+        self.shared.table.remove(key, cause.as_str());
+        let at = self.shared.clock.at(Instant::now());
+        info!(target: "events::peer_disconnected", peer = viewer.id, stream = name, cause = cause.as_str(), connected);
+        self.shared.events.push(at, name, EventKind::PeerDisconnected { peer: viewer.id.clone(), cause: cause.as_str() });
+        let _ = viewer.closed.send(cause);
+    }
+
+    /// Once a second: figures for the API and for each player.
+    fn report(&mut self) {
+        let counters = std::mem::take(&mut self.run.counters);
+        let shared = &self.shared.table.counters;
+        EngineCounters::add(&shared.send_calls, counters.calls);
+        EngineCounters::add(&shared.datagrams_sent, counters.datagrams);
+        EngineCounters::add(&shared.datagrams_refused, counters.refused);
+        if counters.refused > 0 {
+            warn!(thread = self.index, refused = counters.refused, "the kernel refused datagrams in the last second");
+        }
+        let mut of_stream: HashMap<String, (StagePercentiles, Option<u64>, usize, f64)> = HashMap::new();
+        for (name, fan) in &mut self.fans {
+            let stats = fan.stream.stats();
+            fan.fps = (stats.published - fan.published.min(stats.published)) as f64 / STATS_INTERVAL.as_secs_f64();
+            fan.published = stats.published;
+            let stages = StagePercentiles {
+                capture: Percentiles::from(&stats.capture),
+                queue: Percentiles::from(&stats.queue),
+                encode: Percentiles::from(&stats.encode),
+                send: Percentiles::default(),
+            };
+            let viewers = self.shared.table.viewers_of(name);
+            of_stream.insert(name.clone(), (stages, stats.target_bitrate_bps, viewers, fan.fps));
+            if *fan.outlet.broken.lock().unwrap_or_else(PoisonError::into_inner) {
+                fan.subscription.request_keyframe();
+            }
+        }
+        for key in self.peers.keys().copied().collect::<Vec<_>>() {
+            let Some(slot) = self.peers.get(&key) else { continue };
+            let counters: Counters = slot.viewer.peer.counters();
+            self.shared.table.update(key, |info| {
+                info.counters = counters;
+                info.send = slot.send.clone();
+                info.capture_to_sent = slot.capture_to_sent.clone();
+            });
+            let Some((stages, target_bps, viewers, fps)) = of_stream.get(slot.viewer.stream.name()) else { continue };
+            let Some((rtp, captured)) = slot.viewer.peer.last_capture() else { continue };
+            let stats = ViewerStats {
+                rtp,
+                capture_ms: self.shared.clock.unix_micros(captured) as f64 / 1000.0,
+                clock_rate: lightpipe_media::time::VIDEO_CLOCK_RATE_HZ,
+                stages_ms: StagePercentiles { send: Percentiles::from(&slot.send), ..*stages },
+                target_bps: *target_bps,
+                estimate_bps: counters.estimate_bps,
+                rtt_ms: counters.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                viewers: *viewers,
+                fps: *fps,
+            };
+            let _ = self.turn(key, |peer, _| {
+                peer.send_stats(&stats);
+                Ok(())
+            });
+        }
+    }
+}
