@@ -1,2 +1,44 @@
-//! Under construction.
-fn main() {}
+//! The lightpipe program: flags, file, environment, logging, exit codes.
+
+mod bench;
+mod cli;
+mod devices;
+mod doctor;
+mod output;
+mod serve;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+/// Exit codes, documented in `lightpipe --help`.
+pub(crate) mod exit {
+    /// A check or measurement ran and found something wrong.
+    pub(crate) const FOUND: u8 = 1;
+    /// Wrong flags, file or environment.
+    pub(crate) const USAGE: u8 = 2;
+    /// It could not be done: a port is taken, a program is missing.
+    pub(crate) const FAILED: u8 = 3;
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command.unwrap_or_default() {
+        Command::Serve(flags) => serve::run(&flags),
+        Command::Devices(flags) => devices::run(&flags),
+        Command::Doctor(flags) => doctor::run(&flags),
+        Command::Bench(bench) => bench::run(&bench),
+        Command::Completions { shell } => cli::completions(shell),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            let usage = error.downcast_ref::<settings::SettingsError>().is_some();
+            ExitCode::from(if usage { exit::USAGE } else { exit::FAILED })
+        }
+    }
+}

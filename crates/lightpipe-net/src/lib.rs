@@ -14,6 +14,6 @@ pub mod http;
 pub mod media;
 mod registry;
 
-pub use http::{HttpConfig, HttpServer};
+pub use http::{HttpConfig, HttpServer, IceServer};
 pub use media::{EngineConfig, MediaEngine, NewViewer, ViewerError};
-pub use registry::{StreamEntry, Streams};
+pub use registry::{NameTaken, StreamEntry, Streams};

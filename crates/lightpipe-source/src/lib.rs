@@ -4,6 +4,20 @@
 //! straight to the [`Stream`]. A source owns its threads and its child, and both end when its
 //! [`SourceHandle`] is dropped.
 
+mod canvas;
+mod child;
+pub mod cube;
+pub mod devices;
+mod encoded;
+pub mod exec;
+pub mod ffmpeg;
+pub mod pattern;
+pub mod pipe;
+pub mod stderr_ring;
+pub mod stdin;
+pub mod supervisor;
+pub mod ticker;
+
 use std::sync::Arc;
 
 use lightpipe_media::{EventLog, FrameQueue, MediaClock, Stream};

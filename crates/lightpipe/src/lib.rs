@@ -1,1 +1,27 @@
-//! Under construction.
+//! Live video from any program into any browser, in a few lines.
+//!
+//! ```no_run
+//! use lightpipe::{Config, PixelFormat, Server, Size};
+//!
+//! let server = Server::start(Config::default())?;
+//! let scene = server.frames("scene", Size::new(640, 360), 30.0)?;
+//! println!("open {}", server.url());
+//! loop {
+//!     let pixels = vec![128; 640 * 360 * 4]; // your renderer's picture
+//!     scene.push(PixelFormat::Rgba, &pixels)?;
+//!     # break;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod config;
+mod frames;
+mod server;
+mod source;
+pub mod spec;
+
+pub use config::Config;
+pub use frames::FrameSender;
+pub use lightpipe_media::{PixelFormat, Size};
+pub use server::{Server, ServerError};
+pub use spec::{NamedSource, SourceSpec, SpecError};

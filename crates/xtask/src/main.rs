@@ -1,2 +1,57 @@
-//! Under construction.
-fn main() {}
+//! `cargo xtask …`: the two commands of the README and their relatives. No dependencies, so that it builds in seconds
+//! on a machine that has nothing but Rust.
+
+#![allow(clippy::print_stdout, reason = "talking to a person in a terminal is what it is for")]
+
+mod install;
+mod nightly;
+mod run;
+mod test;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+cargo xtask run [ARGS…]   install what is missing, build lightpipe, run it with ARGS
+cargo xtask test          install what is missing, run every check; last line `N passed, N failed`
+cargo xtask nightly       the same, then the long tests and the benches
+cargo xtask install       only install what is missing";
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    let task = args.next().unwrap_or_default();
+    let rest: Vec<OsString> = args.collect();
+    let done = match (task.to_str(), rest.is_empty()) {
+        (Some("run"), _) => run::run(rest),
+        (Some("test"), true) => return test::run(),
+        (Some("nightly"), true) => return nightly::run(),
+        (Some("install"), true) => install::ensure(install::For::Testing),
+        (Some("help" | "--help" | "-h"), _) => {
+            println!("{HELP}");
+            Ok(())
+        }
+        _ => Err(format!("what should be done?\n\n{HELP}")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("xtask: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Cargo, the one that started us, in the workspace's root.
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    let own = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(own).join("../..")
+}

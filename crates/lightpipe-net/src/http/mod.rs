@@ -29,8 +29,29 @@ use crate::registry::Streams;
 pub struct HttpConfig {
     /// POSTs per second and address that make sessions; bursts of four times that pass. 0: no limit.
     pub posts_per_second: u32,
-    /// `iceServers` URLs told to viewers in `Link` headers, e.g. `stun:stun.example.org:3478`.
-    pub ice_servers: Vec<String>,
+    /// STUN and TURN servers told to viewers in `Link` headers (RFC 9725 §4.6). None are needed in a LAN.
+    pub ice_servers: Vec<IceServer>,
+}
+
+/// A STUN or TURN server for viewers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IceServer {
+    /// `stun:host:port` or `turn:host:port?transport=udp`.
+    pub url: String,
+    /// TURN user and password.
+    pub credentials: Option<(String, String)>,
+}
+
+impl IceServer {
+    /// The value of a `Link` header.
+    fn to_link(&self) -> String {
+        let mut link = format!("<{}>; rel=\"ice-server\"", self.url);
+        if let Some((user, password)) = &self.credentials {
+            let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+            link.push_str(&format!("; username=\"{}\"; credential=\"{}\"; credential-type=\"password\"", quoted(user), quoted(password)));
+        }
+        link
+    }
 }
 
 impl Default for HttpConfig {

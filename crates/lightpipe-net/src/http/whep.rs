@@ -179,7 +179,7 @@ pub(crate) async fn wrong_method() -> Problem {
 /// RFC 9725 §4.6.
 fn add_ice_servers(app: &App, response: &mut Response) {
     for server in &app.config.ice_servers {
-        if let Ok(value) = http::HeaderValue::from_str(&format!("<{server}>; rel=\"ice-server\"")) {
+        if let Ok(value) = http::HeaderValue::from_str(&server.to_link()) {
             response.headers_mut().append(header::LINK, value);
         }
     }

@@ -1,7 +1,7 @@
 //! Starts the media threads and hands peers to them.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -116,7 +116,7 @@ impl MediaEngine {
             let worker = Worker::new(index, socket, poll, inbox, Arc::clone(&shared))?;
             handles.push(std::thread::Builder::new().name(format!("media-{index}")).spawn(move || worker.run())?);
         }
-        let addresses = reachable_addresses(bound, &config.advertise)?;
+        let addresses = reachable_addresses(bound, &config.advertise);
         Ok(Self { config, identity: Identity::generate(), addresses, shared, threads: Mutex::new(handles), next_key: AtomicU64::new(1) })
     }
 
@@ -273,26 +273,30 @@ fn random_id() -> String {
 }
 
 /// Where peers can reach `bound`: the configured addresses, the bound one, or those of the interfaces.
-fn reachable_addresses(bound: SocketAddr, advertise: &[IpAddr]) -> io::Result<Vec<SocketAddr>> {
+fn reachable_addresses(bound: SocketAddr, advertise: &[IpAddr]) -> Vec<SocketAddr> {
     let at = |ip| SocketAddr::new(ip, bound.port());
     if !advertise.is_empty() {
-        return Ok(advertise.iter().copied().map(at).collect());
+        return advertise.iter().copied().map(at).collect();
     }
     if !bound.ip().is_unspecified() {
-        return Ok(vec![bound]);
+        return vec![bound];
     }
-    let interfaces = if_addrs::get_if_addrs()?;
-    let usable = |loopback: bool| -> Vec<SocketAddr> {
-        interfaces
-            .iter()
-            .filter(|i| i.is_loopback() == loopback && !i.is_link_local() && i.ip().is_ipv4() == bound.is_ipv4())
-            .map(|i| at(i.ip()))
-            .take(8)
-            .collect()
-    };
-    let addresses = usable(false);
-    // A machine without a network still shows its streams to itself.
-    Ok(if addresses.is_empty() { usable(true) } else { addresses })
+    let mut ips = interface_addresses();
+    ips.retain(|ip| ip.is_ipv4() == bound.is_ipv4());
+    if ips.is_empty() {
+        // A machine without a network still shows its streams to itself.
+        ips.push(if bound.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    ips.into_iter().map(at).take(MAX_CANDIDATES).collect()
+}
+
+/// Host candidates that we offer at most; more only make connectivity checks slower.
+const MAX_CANDIDATES: usize = 8;
+
+/// Addresses of this machine's interfaces, without loopback and link-local ones.
+pub fn interface_addresses() -> Vec<IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    interfaces.iter().filter(|i| !i.is_loopback() && !i.is_link_local()).map(|i| i.ip()).collect()
 }
 
 #[cfg(test)]
@@ -309,10 +313,10 @@ mod tests {
     #[test]
     fn a_bound_address_is_the_only_candidate() {
         let bound = SocketAddr::from(([127, 0, 0, 1], 8080));
-        assert_eq!(reachable_addresses(bound, &[]).expect("no lookup needed"), [bound]);
+        assert_eq!(reachable_addresses(bound, &[]), [bound]);
         let public = IpAddr::from([203, 0, 113, 7]);
-        assert_eq!(reachable_addresses(bound, &[public]).expect("no lookup needed"), [SocketAddr::new(public, 8080)]);
-        let any = reachable_addresses(SocketAddr::from(([0, 0, 0, 0], 8080)), &[]).expect("interfaces");
+        assert_eq!(reachable_addresses(bound, &[public]), [SocketAddr::new(public, 8080)]);
+        let any = reachable_addresses(SocketAddr::from(([0, 0, 0, 0], 8080)), &[]);
         assert!(!any.is_empty() && any.iter().all(|a| !a.ip().is_unspecified() && a.port() == 8080));
     }
 }

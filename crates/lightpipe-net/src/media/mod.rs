@@ -10,5 +10,5 @@ mod socket;
 mod table;
 mod worker;
 
-pub use engine::{EngineConfig, MediaEngine, NewViewer, ViewerError};
+pub use engine::{EngineConfig, MediaEngine, NewViewer, ViewerError, interface_addresses};
 pub use table::{EngineCounters, PeerInfo, Transport};

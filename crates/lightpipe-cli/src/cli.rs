@@ -1,0 +1,236 @@
+//! Flags and help texts.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+const EXAMPLES: &str = "Examples:
+  lightpipe                                     cube, pattern, and the desktop where there is a display
+  lightpipe --source desktop                    this machine's desktop, at /watch/desktop
+  lightpipe --source cam=camera:/dev/video0     a camera under the name cam
+  my-renderer | lightpipe --source -            raw RGBA pictures from a pipe
+  lightpipe --source 'ffmpeg:-re -i film.mp4'   anything that FFmpeg reads
+  lightpipe bench latency                       how old is the picture in a real browser?
+
+Exit codes: 0 done; 1 a check found something wrong; 2 wrong flags, file or environment; 3 it could not be done.";
+
+/// Live video from any program into any browser, in well under 100 ms.
+#[derive(Debug, Parser)]
+#[command(name = "lightpipe", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: ServeFlags,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve streams to browsers; this is what happens without a command.
+    Serve(ServeFlags),
+    /// List cameras and screens.
+    Devices(DevicesFlags),
+    /// Check ports, encoders, FFmpeg and clock, and say how to fix what is wrong.
+    Doctor(DoctorFlags),
+    /// Measure latency or fan-out on this machine.
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  lightpipe completions bash > /etc/bash_completion.d/lightpipe")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Default for Command {
+    fn default() -> Self {
+        Self::Serve(ServeFlags::parse_from_process())
+    }
+}
+
+/// Flags of `serve`. What is absent leaves the file's and the environment's value alone.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServeFlags {
+    /// A stream: [NAME=]SPEC, where SPEC is cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH or -
+    #[arg(long = "source", value_name = "[NAME=]SPEC")]
+    pub(crate) sources: Vec<String>,
+    /// Configuration file; lightpipe.toml in the current folder is read without asking
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<IpAddr>,
+    /// Port for HTTP (TCP) and media (UDP); 0 takes a free one
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Columns of the picture
+    #[arg(long)]
+    pub(crate) width: Option<u32>,
+    /// Rows of the picture
+    #[arg(long)]
+    pub(crate) height: Option<u32>,
+    /// Pictures per second
+    #[arg(long)]
+    pub(crate) fps: Option<f64>,
+    /// Target bitrate, kbit/s
+    #[arg(long, value_name = "KBPS")]
+    pub(crate) bitrate: Option<u32>,
+    /// Who draws the cube
+    #[arg(long, value_name = "auto|gpu|cpu")]
+    pub(crate) renderer: Option<String>,
+    /// Kind of pictures
+    #[arg(long, value_name = "camera|screen")]
+    pub(crate) content: Option<String>,
+    /// Paint the timecode strip into every picture
+    #[arg(long)]
+    pub(crate) timecode: bool,
+    /// Tell viewers this address instead of those of the interfaces (repeat for several)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) advertise: Vec<IpAddr>,
+    /// The FFmpeg program
+    #[arg(long, value_name = "PATH")]
+    pub(crate) ffmpeg: Option<String>,
+    /// Write logs as JSON lines
+    #[arg(long)]
+    pub(crate) log_json: bool,
+}
+
+impl ServeFlags {
+    /// The flags of a command line without a subcommand.
+    fn parse_from_process() -> Self {
+        Cli::parse().serve
+    }
+}
+
+/// Flags of `devices`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DevicesFlags {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The FFmpeg program
+    #[arg(long, default_value = "ffmpeg")]
+    pub(crate) ffmpeg: String,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DoctorFlags {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Port to check
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// The FFmpeg program
+    #[arg(long, default_value = "ffmpeg")]
+    pub(crate) ffmpeg: String,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Age of the picture on a real browser's canvas, with every stage on the way
+    Latency(LatencyFlags),
+    /// Cost per viewer and packet with many native viewers, beside the floor of encryption and system call
+    Fanout(FanoutFlags),
+    /// Native viewers for a fan-out measurement (started by `bench fanout` in a process of its own)
+    #[command(hide = true)]
+    Viewers(ViewersFlags),
+}
+
+/// Flags of `bench latency`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LatencyFlags {
+    /// Frame rates to measure
+    #[arg(long, value_delimiter = ',', default_value = "30,60")]
+    pub(crate) fps: Vec<f64>,
+    /// Seconds measured per frame rate
+    #[arg(long, default_value_t = 20)]
+    pub(crate) seconds: u64,
+    /// Columns of the picture
+    #[arg(long, default_value_t = 1280)]
+    pub(crate) width: u32,
+    /// Rows of the picture
+    #[arg(long, default_value_t = 720)]
+    pub(crate) height: u32,
+    /// Browser
+    #[arg(long, default_value = "chromium", value_parser = ["chromium", "firefox"])]
+    pub(crate) browser: String,
+    /// Measure how long joining takes as well, this many times
+    #[arg(long, default_value_t = 0)]
+    pub(crate) joins: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Fail (exit code 1) when the design's limits are missed
+    #[arg(long)]
+    pub(crate) gate: bool,
+}
+
+/// Flags of `bench fanout`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FanoutFlags {
+    /// Numbers of viewers
+    #[arg(long, value_delimiter = ',', default_value = "1,10,50,100")]
+    pub(crate) viewers: Vec<usize>,
+    /// Seconds measured per number
+    #[arg(long, default_value_t = 10)]
+    pub(crate) seconds: u64,
+    /// Target bitrate, kbit/s
+    #[arg(long, default_value_t = 2500)]
+    pub(crate) bitrate: u32,
+    /// With bandwidth estimation
+    #[arg(long)]
+    pub(crate) estimate: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `bench viewers`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ViewersFlags {
+    /// Base URL of the server
+    #[arg(long)]
+    pub(crate) url: String,
+    /// Stream to watch
+    #[arg(long)]
+    pub(crate) stream: String,
+    /// Number of viewers
+    #[arg(long)]
+    pub(crate) count: usize,
+    /// Seconds to measure once all are connected
+    #[arg(long)]
+    pub(crate) seconds: u64,
+}
+
+/// Prints a completion script.
+pub(crate) fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+    clap_complete::generate(shell, &mut Cli::command(), "lightpipe", &mut std::io::stdout());
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_work_with_and_without_the_word_serve() {
+        let plain = Cli::try_parse_from(["lightpipe", "--source", "cube", "--port", "0"]).expect("parses");
+        assert!(plain.command.is_none());
+        assert_eq!((plain.serve.sources, plain.serve.port), (vec!["cube".to_owned()], Some(0)));
+        let word = Cli::try_parse_from(["lightpipe", "serve", "--source", "a=ffmpeg:-i x=y", "--fps", "60"]).expect("parses");
+        let Some(Command::Serve(flags)) = word.command else { panic!("serve") };
+        assert_eq!(flags.fps, Some(60.0));
+    }
+}

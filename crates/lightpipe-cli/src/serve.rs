@@ -1,0 +1,108 @@
+//! `lightpipe serve`: streams to browsers until a signal comes.
+
+use std::process::ExitCode;
+
+use lightpipe::{NamedSource, Server};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::ServeFlags;
+use crate::{output, settings};
+
+pub(crate) fn run(flags: &ServeFlags) -> anyhow::Result<ExitCode> {
+    init_logging(flags.log_json);
+    let config = settings::load(flags, std::env::vars())?;
+    let named = sources(flags, !config.sources.is_empty())?;
+    // Before the threads of the server start, so that none of them takes a signal away from us.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let server = runtime.block_on(async {
+        let signals = Signals::listen()?;
+        let server = start(config, &named, flags.sources.is_empty())?;
+        output::line(format_args!("lightpipe {} is listening. Open:", env!("CARGO_PKG_VERSION")));
+        output::line(format_args!("  {}/", server.url()));
+        for name in server.streams().names() {
+            output::line(format_args!("  {}/watch/{name}", server.url()));
+        }
+        let signal = signals.wait().await;
+        tracing::info!(signal, "stopping");
+        anyhow::Ok(server)
+    })?;
+    server.stop();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the server and its sources. One of the default sources that cannot start is no reason to serve nothing.
+fn start(config: lightpipe::Config, named: &[NamedSource], by_default: bool) -> anyhow::Result<Server> {
+    let server = Server::start(config)?;
+    for source in named {
+        match server.add_source(source) {
+            Ok(()) => {}
+            Err(error) if by_default => tracing::warn!(stream = source.name, %error, "left out"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(server)
+}
+
+/// The flags' sources, or the default ones when neither flags nor file name any.
+fn sources(flags: &ServeFlags, file_has_some: bool) -> anyhow::Result<Vec<NamedSource>> {
+    let texts: Vec<String> = if !flags.sources.is_empty() {
+        flags.sources.clone()
+    } else if file_has_some {
+        Vec::new()
+    } else {
+        let mut texts = vec!["cube".to_owned(), "pattern".to_owned()];
+        if has_display() {
+            texts.push("desktop".to_owned());
+        }
+        texts
+    };
+    let parsed: Result<Vec<NamedSource>, _> = texts.iter().map(|t| t.parse()).collect();
+    Ok(parsed?)
+}
+
+fn has_display() -> bool {
+    if cfg!(any(windows, target_os = "macos")) { true } else { std::env::var_os("DISPLAY").is_some_and(|d| !d.is_empty()) }
+}
+
+/// Logs go to stderr; `RUST_LOG` chooses what, `info` by default.
+fn init_logging(json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,str0m=warn,is=warn,dimpl=warn,wgpu_hal=error,wgpu_core=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A full disk or a closed pipe behind stderr loses log lines, never frames: the writer's errors are not ours to die of.
+    let _ = if json { builder.json().try_init() } else { builder.with_target(true).compact().try_init() };
+}
+
+/// SIGINT and SIGTERM, Ctrl-C elsewhere.
+struct Signals {
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    #[cfg(not(unix))]
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {})
+    }
+
+    #[cfg(unix)]
+    async fn wait(mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+
+    #[cfg(not(unix))]
+    async fn wait(self) -> &'static str {
+        let _ = tokio::signal::ctrl_c().await;
+        "Ctrl-C"
+    }
+}

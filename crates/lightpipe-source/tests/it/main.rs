@@ -1,0 +1,7 @@
+//! What the sources deliver, end to end.
+
+mod cube;
+mod exec;
+mod ffmpeg;
+mod lab;
+mod pattern;

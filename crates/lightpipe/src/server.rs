@@ -1,0 +1,243 @@
+//! A lightpipe server inside a program.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lightpipe_media::{EventLog, FramePool, FrameQueue, MediaClock, Size, Stream, VideoCodec};
+use lightpipe_net::{EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken, Streams};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::config::{Config, ValueError};
+use crate::frames::FrameSender;
+use crate::source::{self, Running};
+use crate::spec::{NamedSource, SpecError, stream_name};
+
+/// How long open HTTP requests may take to finish at the end.
+const HTTP_STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a server or one of its streams did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// A configuration value is out of range.
+    #[error(transparent)]
+    Config(#[from] ValueError),
+    /// The port is taken or not ours to take.
+    #[error("cannot listen on {address} ({transport}): {error}. Another program may use the port; choose one with --port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// TCP or UDP.
+        transport: &'static str,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Threads or a runtime could not be started.
+    #[error("cannot start: {0}")]
+    Start(#[source] std::io::Error),
+    /// Two streams of one name.
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
+    /// Not a stream name.
+    #[error(transparent)]
+    Name(#[from] SpecError),
+    /// A source refused to start.
+    #[error("stream {stream:?}: {reason}")]
+    Source {
+        /// The stream.
+        stream: String,
+        /// Why, and what helps.
+        reason: String,
+    },
+}
+
+/// A running server: streams, viewers, pages. Dropping it says goodbye to every viewer and ends everything.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    streams: Streams,
+    engine: Arc<MediaEngine>,
+    clock: MediaClock,
+    events: EventLog,
+    address: SocketAddr,
+    sources: Mutex<Vec<(Arc<Stream>, Running)>>,
+    stop_http: Mutex<Option<oneshot::Sender<()>>>,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Server {
+    /// Listens and serves. Sources named in the configuration are started, none by default; add some with [`Self::add_source`]
+    /// or [`Self::frames`].
+    pub fn start(config: Config) -> Result<Self, ServerError> {
+        config.check()?;
+        let clock = MediaClock::new(Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        let events = EventLog::new();
+        let wanted = SocketAddr::new(config.server.host, config.server.port);
+        let listen_error = |transport, address| move |error| ServerError::Listen { address, transport, error };
+        let listener = TcpListener::bind(wanted).map_err(listen_error("TCP", wanted))?;
+        listener.set_nonblocking(true).map_err(ServerError::Start)?;
+        // UDP takes the number that TCP got, also when that was 0.
+        let address = listener.local_addr().map_err(ServerError::Start)?;
+        let engine = MediaEngine::start(EngineConfig {
+            address,
+            advertise: config.server.advertise.clone(),
+            threads: config.server.media_threads,
+            estimate_bandwidth: config.webrtc.estimate_bandwidth,
+            desired_bitrate_bps: config.video.bitrate_bps(),
+            playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
+            clock,
+            events: events.clone(),
+        })
+        .map_err(listen_error("UDP", address))?;
+        let engine = Arc::new(engine);
+        let streams = Streams::new();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .map_err(ServerError::Start)?;
+        let http_config = HttpConfig { posts_per_second: config.server.posts_per_second, ice_servers: ice_servers(&config) };
+        let (stop_http, stopped) = oneshot::channel();
+        {
+            let _inside = runtime.enter();
+            let http = HttpServer::new(listener, Arc::clone(&engine), streams.clone(), http_config).map_err(ServerError::Start)?;
+            runtime.spawn(async move {
+                let stop = async {
+                    let _ = stopped.await;
+                };
+                if let Err(error) = http.serve(stop).await {
+                    tracing::error!(%error, "HTTP ends");
+                }
+            });
+        }
+        let server = Self {
+            streams,
+            engine,
+            clock,
+            events,
+            address,
+            sources: Mutex::default(),
+            stop_http: Mutex::new(Some(stop_http)),
+            runtime: Mutex::new(Some(runtime)),
+            config,
+        };
+        for (name, spec) in &server.config.sources {
+            let spec_text = spec.clone();
+            let spec = spec.parse()?;
+            server.add_source(&NamedSource { name: stream_name(name)?, spec, text: spec_text })?;
+        }
+        Ok(server)
+    }
+
+    /// A stream fed by a source. What goes wrong later (a child that dies) shows in the stream's health, not here.
+    pub fn add_source(&self, named: &NamedSource) -> Result<(), ServerError> {
+        let stream = Stream::new(named.name.clone(), VideoCodec::H264);
+        self.streams.add(Arc::clone(&stream), named.text.clone())?;
+        match source::start(&named.spec, &stream, self.clock, &self.events, &self.config) {
+            Ok(running) => {
+                self.sources.lock().unwrap_or_else(PoisonError::into_inner).push((stream, running));
+                Ok(())
+            }
+            Err(error) => {
+                self.streams.remove(&named.name);
+                Err(error)
+            }
+        }
+    }
+
+    /// A stream fed by this program, with pictures of `size`, about `fps` a second.
+    pub fn frames(&self, name: &str, size: Size, fps: f64) -> Result<FrameSender, ServerError> {
+        let name = stream_name(name)?;
+        let video = crate::config::VideoConfig { fps, ..self.config.video.clone() };
+        Config { video: video.clone(), ..Config::default() }.check()?;
+        let stream = Stream::new(name, VideoCodec::H264);
+        self.streams.add(Arc::clone(&stream), "frames")?;
+        let frames = Arc::new(FrameQueue::new(video.queue_frames));
+        let encoder = source::encoder(&stream, &frames, self.clock, &self.events, &video, size.to_even(), video.timecode)
+            .map_err(ServerError::Start)?;
+        Ok(FrameSender { size, frames, stream, clock: self.clock, pool: FramePool::new(), _encoder: encoder })
+    }
+
+    /// Where the pages are: `http://HOST:PORT`, with an address that a browser can use.
+    pub fn url(&self) -> String {
+        let ip = self.address.ip();
+        let host = if ip.is_unspecified() {
+            // The first candidate is what viewers elsewhere use as well.
+            self.engine.addresses().first().map_or(ip, SocketAddr::ip)
+        } else {
+            ip
+        };
+        format!("http://{}", SocketAddr::new(host, self.address.port()))
+    }
+
+    /// The bound address.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The configuration in force.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The streams.
+    pub const fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// The media engine: viewers and counters.
+    pub const fn engine(&self) -> &Arc<MediaEngine> {
+        &self.engine
+    }
+
+    /// Lifecycle events.
+    pub const fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// Process ids of the children of sources, by stream.
+    pub fn children(&self) -> Vec<(String, u32)> {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.iter().filter_map(|(stream, running)| running.handle.child_pid().map(|pid| (stream.name().to_owned(), pid))).collect()
+    }
+
+    /// Says goodbye to viewers, ends sources and their children, frees the port. Also done on drop.
+    pub fn stop(&self) {
+        // Viewers first: they should hear of the end, not of a source that stopped.
+        if let Some(stop) = self.stop_http.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stop.send(());
+        }
+        self.engine.stop();
+        let sources = std::mem::take(&mut *self.sources.lock().unwrap_or_else(PoisonError::into_inner));
+        for (stream, running) in sources {
+            stream.close();
+            drop(running);
+        }
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_timeout(HTTP_STOP_LIMIT);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn ice_servers(config: &Config) -> Vec<IceServer> {
+    let webrtc = &config.webrtc;
+    let mut servers = Vec::new();
+    if !webrtc.stun_server.is_empty() {
+        servers.push(IceServer { url: webrtc.stun_server.clone(), credentials: None });
+    }
+    if !webrtc.turn_server.is_empty() {
+        let credentials = (!webrtc.turn_user.is_empty()).then(|| (webrtc.turn_user.clone(), webrtc.turn_pass.clone()));
+        servers.push(IceServer { url: webrtc.turn_server.clone(), credentials });
+    }
+    servers
+}

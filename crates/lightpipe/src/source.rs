@@ -1,0 +1,140 @@
+//! From a source specification to running threads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lightpipe_codec::openh264::OpenH264;
+use lightpipe_codec::{Content, EncodeThread, EncoderConfig, Setup};
+use lightpipe_media::{EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream};
+use lightpipe_source::ffmpeg::args::{self, Desktop, Platform};
+use lightpipe_source::ffmpeg::{self, Fit, Input, Output};
+use lightpipe_source::pipe::{PipeFormat, RawFormat};
+use lightpipe_source::{SourceHandle, VideoSink, cube, exec, pattern, stdin};
+
+use crate::config::{Config, ContentHint, RendererChoice, VideoConfig};
+use crate::server::ServerError;
+use crate::spec::SourceSpec;
+
+/// How long the size of a desktop may take to find out.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A source with its encoder. Fields drop in order: first the source stops, then the encoder ends.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) handle: Box<dyn SourceHandle>,
+    _encoder: Option<EncodeThread>,
+}
+
+/// An encode thread for raw pictures of a stream.
+pub(crate) fn encoder(
+    stream: &Arc<Stream>,
+    frames: &Arc<FrameQueue>,
+    clock: MediaClock,
+    events: &EventLog,
+    video: &VideoConfig,
+    size: Size,
+    timecode: bool,
+) -> std::io::Result<EncodeThread> {
+    EncodeThread::spawn(Setup {
+        stream: Arc::clone(stream),
+        frames: Arc::clone(frames),
+        clock,
+        events: events.clone(),
+        config: EncoderConfig {
+            size,
+            fps: video.fps,
+            bitrate_bps: video.bitrate_bps(),
+            keyframe_interval: video.keyframe_interval,
+            content: match video.content {
+                ContentHint::Camera => Content::Camera,
+                ContentHint::Screen => Content::Screen,
+            },
+        },
+        timecode,
+        make: Box::new(|config| Ok(Box::new(OpenH264::new(config)?))),
+    })
+}
+
+/// Starts a source that feeds `stream`.
+pub(crate) fn start(
+    spec: &SourceSpec,
+    stream: &Arc<Stream>,
+    clock: MediaClock,
+    events: &EventLog,
+    config: &Config,
+) -> Result<Running, ServerError> {
+    let video = &config.video;
+    let frames = Arc::new(FrameQueue::new(video.queue_frames));
+    let sink = VideoSink { stream: Arc::clone(stream), frames: Arc::clone(&frames), clock, events: events.clone() };
+    let whole_fps = video.fps.round().clamp(1.0, 240.0) as u32;
+    let mut size = video.size();
+    // These paint the strip themselves, with the very capture time that they stamp.
+    let mut timecode = video.timecode;
+    let mut raw = true;
+    let fault = |error: &dyn std::fmt::Display| ServerError::Source { stream: stream.name().to_owned(), reason: error.to_string() };
+    let child = |input: Input, output: Output, sink: VideoSink| {
+        let mut child = ffmpeg::Config::new(input, output);
+        child.binary = config.ffmpeg.path.clone().into();
+        child.watchdog = config.ffmpeg.watchdog();
+        ffmpeg::start(child, sink)
+    };
+    let pictures = |size, pixels, fit| Output::Raw { size, fps: whole_fps, pixels, fit };
+    let piped = PipeFormat::Detect(RawFormat { size, pixels: PixelFormat::Rgba });
+    let handle = match spec {
+        SourceSpec::Cube => {
+            let renderer = match video.renderer {
+                RendererChoice::Auto => cube::Renderer::Auto,
+                RendererChoice::Gpu => cube::Renderer::Gpu,
+                RendererChoice::Cpu => cube::Renderer::Cpu,
+            };
+            let timecode = std::mem::take(&mut timecode);
+            cube::start(cube::Config { size, fps: video.fps, renderer, timecode }, sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::Pattern => {
+            timecode = false;
+            pattern::start(pattern::Config { size, fps: video.fps }, sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::Desktop(display) => {
+            let desktop = Desktop { display: display.clone(), ..Desktop::default() };
+            let input = args::desktop(Platform::here(), &desktop, whole_fps);
+            let found = ffmpeg::probe_size(config.ffmpeg.path.as_ref(), &input, PROBE_LIMIT);
+            let fit = found.map_or(Fit::Pad, |whole| {
+                size = ffmpeg::fit_inside(whole, size);
+                if size == whole { Fit::Exact } else { Fit::Stretch }
+            });
+            child(input, pictures(size, PixelFormat::Bgra, fit), sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::Camera(device) => {
+            let input = args::camera(Platform::here(), device.as_deref(), Some(size), Some(whole_fps));
+            child(input, pictures(size, PixelFormat::I420, Fit::Pad), sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::Ffmpeg(text) => {
+            let (input, encoded) = args::user(text).map_err(|e| fault(&e))?;
+            let output = if encoded {
+                raw = false;
+                Output::Encoded { container: ffmpeg::Container::Nut, video: ffmpeg::Video::AsGiven }
+            } else {
+                pictures(size, PixelFormat::I420, Fit::Pad)
+            };
+            child(input, output, sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::File(path) => {
+            let words = ["-re", "-stream_loop", "-1", "-i", path].map(str::to_owned).to_vec();
+            let input = Input { args: words, filter: None, capture_delay: Duration::ZERO };
+            child(input, pictures(size, PixelFormat::I420, Fit::Pad), sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::Exec(command) => {
+            let mut program = exec::Config::new(command.clone(), piped);
+            program.watchdog = config.ffmpeg.watchdog();
+            exec::start(program, sink).map_err(|e| fault(&e))?
+        }
+        SourceSpec::Stdin => stdin::start(piped, sink).map_err(|e| fault(&e))?,
+    };
+    // Encoded children publish by themselves; the encoder of a pipe that turns out to be encoded rests.
+    let encoder = if raw {
+        Some(encoder(stream, &frames, clock, events, video, size, timecode).map_err(|e| fault(&e))?)
+    } else {
+        None
+    };
+    Ok(Running { handle, _encoder: encoder })
+}

@@ -1,0 +1,305 @@
+//! Installs what building and testing need and the system lacks. Quick when nothing is missing: it looks for files and
+//! asks the package manager only about what has no program.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::cargo;
+
+/// What the things are needed for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// `cargo xtask run`
+    Running,
+    /// `cargo xtask test`; includes the former.
+    Testing,
+}
+
+/// How to see that something is there.
+enum Sign {
+    /// One of these programs is on the search path or in a system folder.
+    Program(&'static [&'static str]),
+    /// A Debian package is installed; other systems are not asked.
+    Package,
+}
+
+struct Need {
+    since: For,
+    why: &'static str,
+    sign: Sign,
+    /// Debian and Ubuntu names, the first that the archive has.
+    debian: &'static [&'static str],
+    fedora: &'static str,
+    arch: &'static str,
+    /// Empty where the system has it or cannot have it.
+    brew: &'static str,
+    winget: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        since: For::Running,
+        why: "the H.264 encoder's fast paths are assembly",
+        sign: Sign::Program(&["nasm"]),
+        debian: &["nasm"],
+        fedora: "nasm",
+        arch: "nasm",
+        brew: "nasm",
+        winget: "NASM.NASM",
+    },
+    Need {
+        since: For::Running,
+        why: "the codecs and the cryptography are C and C++",
+        sign: Sign::Program(if cfg!(windows) { &["cl", "clang-cl", "rustc"] } else { &["c++", "g++", "clang++"] }),
+        debian: &["g++"],
+        fedora: "gcc-c++",
+        arch: "gcc",
+        brew: "llvm",
+        winget: "Microsoft.VisualStudio.2022.BuildTools",
+    },
+    Need {
+        since: For::Running,
+        why: "build scripts look for libraries with it",
+        sign: Sign::Program(if cfg!(windows) { &["rustc"] } else { &["pkg-config", "pkgconf"] }),
+        debian: &["pkg-config"],
+        fedora: "pkgconf-pkg-config",
+        arch: "pkgconf",
+        brew: "pkgconf",
+        winget: "",
+    },
+    Need {
+        since: For::Running,
+        why: "cameras, files and foreign desktops come in through it",
+        sign: Sign::Program(&["ffmpeg"]),
+        debian: &["ffmpeg"],
+        fedora: "ffmpeg-free",
+        arch: "ffmpeg",
+        brew: "ffmpeg",
+        winget: "Gyan.FFmpeg",
+    },
+    Need {
+        since: For::Testing,
+        why: "end-to-end tests look at real pages",
+        sign: Sign::Program(&["chromium", "chromium-browser", "google-chrome"]),
+        debian: &["chromium", "chromium-browser"],
+        fedora: "chromium",
+        arch: "chromium",
+        brew: "--cask chromium",
+        winget: "Google.Chrome",
+    },
+    Need {
+        since: For::Testing,
+        why: "end-to-end tests look at real pages",
+        sign: Sign::Program(&["firefox-esr", "firefox"]),
+        debian: &["firefox-esr", "firefox"],
+        fedora: "firefox",
+        arch: "firefox",
+        brew: "--cask firefox",
+        winget: "Mozilla.Firefox",
+    },
+    Need {
+        since: For::Testing,
+        why: "desktop tests capture a virtual X server",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["Xvfb"] } else { &["cargo"] }),
+        debian: &["xvfb"],
+        fedora: "xorg-x11-server-Xvfb",
+        arch: "xorg-server-xvfb",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
+        why: "desktop tests type into it",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["xterm"] } else { &["cargo"] }),
+        debian: &["xterm"],
+        fedora: "xterm",
+        arch: "xterm",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
+        why: "rendering tests on machines without a GPU",
+        sign: Sign::Package,
+        debian: &["mesa-vulkan-drivers"],
+        fedora: "mesa-vulkan-drivers",
+        arch: "vulkan-swrast",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
+        why: "rendering tests without a window system",
+        sign: Sign::Package,
+        debian: &["libegl1"],
+        fedora: "mesa-libEGL",
+        arch: "libglvnd",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
+        why: "nightly tests build network namespaces",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["ip"] } else { &["cargo"] }),
+        debian: &["iproute2"],
+        fedora: "iproute",
+        arch: "iproute2",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
+        why: "nightly tests hand packets to a bad network",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["iptables"] } else { &["cargo"] }),
+        debian: &["iptables"],
+        fedora: "iptables-nft",
+        arch: "iptables",
+        brew: "",
+        winget: "",
+    },
+];
+
+/// Tries of a package installation. Another one may hold the lock, or a mirror be in the middle of an update.
+const TRIES: u32 = 3;
+
+/// Installs what is missing, or says exactly what a person has to install.
+pub(crate) fn ensure(purpose: For) -> Result<(), String> {
+    let debian = program(&["apt-get"]);
+    let missing: Vec<&Need> = NEEDS
+        .iter()
+        .filter(|need| purpose == For::Testing || need.since == For::Running)
+        .filter(|need| !present(need, debian))
+        .collect();
+    if !missing.is_empty() {
+        for need in &missing {
+            println!("missing: {} ({})", need.debian[0], need.why);
+        }
+        if !debian {
+            return Err(instructions(&missing));
+        }
+        apt(&missing)?;
+    }
+    if purpose == For::Testing { rust_components() } else { Ok(()) }
+}
+
+fn present(need: &Need, debian: bool) -> bool {
+    match need.sign {
+        Sign::Program(names) => program(names),
+        Sign::Package => !debian || need.debian.iter().any(|name| package(name)),
+    }
+}
+
+fn program(names: &[&str]) -> bool {
+    // The system folders too: people who are not root do not have them on their search path.
+    let search = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&search).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let suffix = env::consts::EXE_SUFFIX;
+    let in_path =
+        folders.into_iter().any(|folder| names.iter().any(|name| folder.join(format!("{name}{suffix}")).is_file()));
+    in_path || names.iter().any(|name| in_usual_place(name))
+}
+
+/// Browsers outside of the search path, where lightpipe-browser finds them as well.
+fn in_usual_place(name: &str) -> bool {
+    let below_program_files = |path: &str| {
+        let folders = ["ProgramFiles", "ProgramFiles(x86)", "LOCALAPPDATA"]
+            .map(|variable| env::var_os(variable).unwrap_or_default());
+        folders.iter().any(|folder| Path::new(folder).join(path).is_file())
+    };
+    match name {
+        "chromium" if cfg!(target_os = "macos") => {
+            ["Chromium.app", "Google Chrome.app"].iter().any(|app| Path::new("/Applications").join(app).is_dir())
+        }
+        "firefox" if cfg!(target_os = "macos") => Path::new("/Applications/Firefox.app").is_dir(),
+        "chromium" if cfg!(windows) => below_program_files(r"Google\Chrome\Application\chrome.exe"),
+        "firefox" if cfg!(windows) => below_program_files(r"Mozilla Firefox\firefox.exe"),
+        _ => false,
+    }
+}
+
+fn package(name: &str) -> bool {
+    let status = Command::new("dpkg-query").args(["-W", "-f=${Status}", name]).stderr(Stdio::null()).output();
+    status.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("install ok installed"))
+}
+
+fn apt(missing: &[&Need]) -> Result<(), String> {
+    let by_hand = || instructions(missing);
+    let Some(prefix) = administrator() else { return Err(by_hand()) };
+    let apt_get = |args: &[&str]| {
+        let command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "-o", "DPkg::Lock::Timeout=300"];
+        let line: Vec<&str> = prefix.iter().chain(&command).chain(args).copied().collect();
+        println!("$ {}", line.join(" "));
+        Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    for attempt in 1..=TRIES {
+        // A list that is a little old may still name packages that are there, so a failed update is no reason to stop.
+        if !apt_get(&["update"]) {
+            println!("apt-get update failed, going on with the lists that are there");
+        }
+        let names: Vec<&str> = missing.iter().map(|need| in_archive(need)).collect();
+        if apt_get(&[&["install", "--no-install-recommends"][..], &names].concat()) {
+            return Ok(());
+        }
+        if attempt < TRIES {
+            println!("apt-get install failed, trying again");
+            thread::sleep(Duration::from_secs(10));
+        }
+    }
+    Err(by_hand())
+}
+
+/// The first of the package's names that this release of the system has.
+fn in_archive(need: &Need) -> &'static str {
+    let known = |name: &&&str| {
+        let shown = Command::new("apt-cache").args(["show", "--quiet", name]).stderr(Stdio::null()).output();
+        shown.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
+    };
+    need.debian.iter().find(known).unwrap_or(&need.debian[0])
+}
+
+/// What to put before a command that only the administrator may run; `None` when there is no way without a password.
+fn administrator() -> Option<Vec<&'static str>> {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0");
+    if root {
+        return Some(Vec::new());
+    }
+    let sudo = Command::new("sudo").args(["-n", "true"]).stderr(Stdio::null()).status();
+    sudo.is_ok_and(|status| status.success()).then(|| vec!["sudo"])
+}
+
+fn instructions(missing: &[&Need]) -> String {
+    let list = |name: fn(&Need) -> &'static str, separator: &str| {
+        let names: Vec<&str> = missing.iter().map(|need| name(need)).filter(|name| !name.is_empty()).collect();
+        names.join(separator)
+    };
+    let mut text = "something has to be installed first:".to_owned();
+    let lines = [
+        ("Debian, Ubuntu", "sudo apt-get install ", list(|need| need.debian[0], " ")),
+        ("Fedora", "sudo dnf install ", list(|need| need.fedora, " ")),
+        ("Arch", "sudo pacman -S ", list(|need| need.arch, " ")),
+        ("macOS", "brew install ", list(|need| need.brew, " && brew install ")),
+        ("Windows", "winget install ", list(|need| need.winget, " && winget install ")),
+    ];
+    for (system, command, names) in lines.iter().filter(|(_, _, names)| !names.is_empty()) {
+        text.push_str(&format!("\n  {system:<15} {command}{names}"));
+    }
+    text
+}
+
+fn rust_components() -> Result<(), String> {
+    let there = |tool: &str| {
+        let version = cargo(&[tool, "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        version.is_ok_and(|status| status.success())
+    };
+    if there("fmt") && there("clippy") {
+        return Ok(());
+    }
+    let added = Command::new("rustup").args(["component", "add", "rustfmt", "clippy"]).status();
+    if added.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    Err("rustfmt and clippy are missing: `rustup component add rustfmt clippy`, or your system's packages of these names".to_owned())
+}
