@@ -46,12 +46,6 @@ pub(crate) enum Command {
     },
 }
 
-impl Default for Command {
-    fn default() -> Self {
-        Self::Serve(ServeFlags::parse_from_process())
-    }
-}
-
 /// Flags of `serve`. What is absent leaves the file's and the environment's value alone.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ServeFlags {
@@ -97,13 +91,6 @@ pub(crate) struct ServeFlags {
     /// Write logs as JSON lines
     #[arg(long)]
     pub(crate) log_json: bool,
-}
-
-impl ServeFlags {
-    /// The flags of a command line without a subcommand.
-    fn parse_from_process() -> Self {
-        Cli::parse().serve
-    }
 }
 
 /// Flags of `devices`.

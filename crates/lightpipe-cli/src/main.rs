@@ -26,12 +26,13 @@ pub(crate) mod exit {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.command.unwrap_or_default() {
-        Command::Serve(flags) => serve::run(&flags),
-        Command::Devices(flags) => devices::run(&flags),
-        Command::Doctor(flags) => doctor::run(&flags),
-        Command::Bench(bench) => bench::run(&bench),
-        Command::Completions { shell } => cli::completions(shell),
+    let result = match cli.command {
+        None => serve::run(&cli.serve),
+        Some(Command::Serve(flags)) => serve::run(&flags),
+        Some(Command::Devices(flags)) => devices::run(&flags),
+        Some(Command::Doctor(flags)) => doctor::run(&flags),
+        Some(Command::Bench(bench)) => bench::run(&bench),
+        Some(Command::Completions { shell }) => cli::completions(shell),
     };
     match result {
         Ok(code) => code,

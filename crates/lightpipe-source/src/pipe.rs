@@ -225,7 +225,8 @@ impl Run {
     ) -> Result<(), PipeError> {
         let now = self.now();
         if let Some(captured) = self.ingest(captured, now) {
-            let frame = VideoFrame::packed(captured, raw.size, raw.pixels, buffer)?;
+            let mut frame = VideoFrame::packed(captured, raw.size, raw.pixels, buffer)?;
+            frame.received = now;
             self.feed.sink.frames.push(frame);
         }
         Ok(())
