@@ -131,6 +131,16 @@ const TRICKLE_BATCH_MS = 30;
 const STRIP_EVERY_MS = 100;
 /** ...and looks for one now and then where the last look found none. */
 const STRIP_SEARCH_EVERY_MS = 2000;
+/** Pictures that one look at the display's phase takes: two seconds at 30 fps. */
+const PHASE_SAMPLES = 60;
+/** After a request the pictures under way still have the old phase. */
+const PHASE_SETTLE_MS = 1500;
+/** Below this order (mean resultant length) the waits are all over the circle. */
+const PHASE_MIN_ORDER = 0.5;
+/** A picture should be ready this long before its refresh; the compositor wants it a little ahead. */
+const PHASE_MARGIN_MS = 1.5;
+/** Smaller moves are not worth a message. */
+const PHASE_STEP_MS = 1;
 /** A latency outside this range is a clock that stepped or a mapping from before a restart. */
 const PLAUSIBLE_LATENCY_MS = { min: -100, max: 60_000 };
 
@@ -385,6 +395,7 @@ export class LightpipePlayer extends Base {
       this.#frameCallback = video.requestVideoFrameCallback(onFrame);
       const timecode = this.#readStrip(video, at);
       const sample = session.meter.frame(at, metadata, timecode);
+      session.tellPhase(at, metadata);
       for (const listener of this.#frameListeners) listener(sample);
       session.sawFrame(at);
       if (this.#state.state !== 'playing') this.#picture();
@@ -657,6 +668,8 @@ class Session {
   /** @type {string|null} */ url = null;
   clock = new ClockSync();
   meter = new LatencyMeter(this.clock);
+  #phase = new DisplayPhase();
+  /** @type {RTCDataChannel|null} */ #channel = null;
   /** @type {number|null} */ connectedAt = null;
   /** @type {number|null} */ firstFrameAt = null;
   hasAudio = false;
@@ -678,6 +691,13 @@ class Session {
 
   /** Our own stream rather than the server's: audio and video need not share one there. */
   get stream() { return (this.#stream ??= new MediaStream()); }
+
+  /** Tells the server how much later pictures may be taken. @param {number} at @param {FrameSample['metadata']} metadata */
+  tellPhase(at, metadata) {
+    const laterMs = this.#phase.frame(at, metadata);
+    if (laterMs === null || this.#channel?.readyState !== 'open') return;
+    this.#channel.send(JSON.stringify({ type: 'phase', later_ms: laterMs }));
+  }
 
   get looksDead() {
     const state = this.pc?.iceConnectionState;
@@ -876,6 +896,7 @@ class Session {
 
   /** @param {RTCDataChannel} channel */
   #openChannel(channel) {
+    this.#channel = channel;
     const ping = () => {
       if (channel.readyState === 'open') channel.send(JSON.stringify({ type: 'ping', t: performance.now() }));
     };
@@ -1111,6 +1132,58 @@ export class ClockSync {
   serverTime(at) {
     const offset = this.offsetMs;
     return offset === null ? null : this.#origin + at + offset;
+  }
+}
+
+/**
+ * How much earlier than needed pictures arrive for this display.
+ *
+ * A picture that is ready just after a refresh waits for the next one: up to 16.7 ms, half of all the
+ * latency on a LAN. A source that draws its pictures itself can take them that much later instead, if
+ * it is told. The wait is an angle on the circle of one refresh interval; its circular mean is moved to
+ * just above zero, by twice its spread, so that few pictures miss their refresh. Where the frame rate
+ * does not divide the refresh rate the waits are spread all over the circle, and nothing is asked for.
+ */
+export class DisplayPhase {
+  /** @type {number[]} */ #waits = [];
+  #quietUntil = 0;
+  #interval;
+
+  /** @param {number} [intervalMs] refresh interval of the display */
+  constructor(intervalMs = 1000 / 60) { this.#interval = intervalMs; }
+
+  /** @param {number} at @param {FrameSample['metadata']} metadata @returns {number|null} ask for this much later, ms */
+  frame(at, metadata) {
+    const { presentationTime, receiveTime, processingDuration } = metadata;
+    if (typeof receiveTime !== 'number' || typeof processingDuration !== 'number' || at < this.#quietUntil) return null;
+    const wait = presentationTime - receiveTime - processingDuration * 1000;
+    if (!(wait > -5 && wait < 100)) return null;
+    this.#waits.push(wait);
+    if (this.#waits.length < PHASE_SAMPLES) return null;
+    const later = this.#later(this.#waits);
+    this.#waits = [];
+    if (later !== null) this.#quietUntil = at + PHASE_SETTLE_MS;
+    return later;
+  }
+
+  /** @param {number[]} waits @returns {number|null} */
+  #later(waits) {
+    const turn = (2 * Math.PI) / this.#interval;
+    let x = 0;
+    let y = 0;
+    for (const wait of waits) {
+      x += Math.cos(wait * turn);
+      y += Math.sin(wait * turn);
+    }
+    const length = Math.hypot(x, y) / waits.length;
+    if (length < PHASE_MIN_ORDER) return null;
+    const mean = Math.atan2(y, x) / turn;
+    const spread = Math.sqrt(-2 * Math.log(Math.min(length, 1))) / turn;
+    const wanted = Math.min(PHASE_MARGIN_MS + 2 * spread, this.#interval / 2);
+    // Between 0 and one interval: a source can wait, it cannot hurry.
+    const later = (((mean - wanted) % this.#interval) + this.#interval) % this.#interval;
+    const distance = Math.min(later, this.#interval - later);
+    return distance < PHASE_STEP_MS ? null : later;
   }
 }
 

@@ -216,7 +216,8 @@ mod tests {
         let plain = Cli::try_parse_from(["lightpipe", "--source", "cube", "--port", "0"]).expect("parses");
         assert!(plain.command.is_none());
         assert_eq!((plain.serve.sources, plain.serve.port), (vec!["cube".to_owned()], Some(0)));
-        let word = Cli::try_parse_from(["lightpipe", "serve", "--source", "a=ffmpeg:-i x=y", "--fps", "60"]).expect("parses");
+        let word =
+            Cli::try_parse_from(["lightpipe", "serve", "--source", "a=ffmpeg:-i x=y", "--fps", "60"]).expect("parses");
         let Some(Command::Serve(flags)) = word.command else { panic!("serve") };
         assert_eq!(flags.fps, Some(60.0));
     }

@@ -21,7 +21,8 @@ struct Finding {
 }
 
 pub(crate) fn run(flags: &DoctorFlags) -> anyhow::Result<ExitCode> {
-    let findings = [tcp(flags.port), udp(flags.port), interfaces(), encoder(), ffmpeg(&flags.ffmpeg), display(), clock()];
+    let findings =
+        [tcp(flags.port), udp(flags.port), interfaces(), encoder(), ffmpeg(&flags.ffmpeg), display(), clock()];
     let bad = findings.iter().filter(|f| !f.ok).count();
     if flags.json {
         let list: Vec<serde_json::Value> = findings
@@ -43,20 +44,38 @@ pub(crate) fn run(flags: &DoctorFlags) -> anyhow::Result<ExitCode> {
 fn tcp(port: u16) -> Finding {
     let result = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port)));
     let detail = result.as_ref().map_or_else(|e| format!("port {port}: {e}"), |_| format!("port {port} is free"));
-    Finding { what: "TCP port", ok: result.is_ok(), detail, help: "Another program has the port: end it, or choose another with --port." }
+    Finding {
+        what: "TCP port",
+        ok: result.is_ok(),
+        detail,
+        help: "Another program has the port: end it, or choose another with --port.",
+    }
 }
 
 fn udp(port: u16) -> Finding {
     let result = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], port)));
-    let detail = result.as_ref().map_or_else(|e| format!("port {port}: {e}"), |_| format!("port {port} is free; open it in the firewall for viewers elsewhere"));
-    Finding { what: "UDP port", ok: result.is_ok(), detail, help: "Another program has the port: end it, or choose another with --port." }
+    let detail = result.as_ref().map_or_else(
+        |e| format!("port {port}: {e}"),
+        |_| format!("port {port} is free; open it in the firewall for viewers elsewhere"),
+    );
+    Finding {
+        what: "UDP port",
+        ok: result.is_ok(),
+        detail,
+        help: "Another program has the port: end it, or choose another with --port.",
+    }
 }
 
 fn interfaces() -> Finding {
     let names: Vec<String> = lightpipe_net::media::interface_addresses().iter().map(ToString::to_string).collect();
     let ok = !names.is_empty();
     let detail = if ok { names.join(", ") } else { "no address but loopback".into() };
-    Finding { what: "addresses", ok, detail, help: "Viewers on other machines cannot reach this one: connect it to a network, or use --advertise." }
+    Finding {
+        what: "addresses",
+        ok,
+        detail,
+        help: "Viewers on other machines cannot reach this one: connect it to a network, or use --advertise.",
+    }
 }
 
 /// Encodes some pictures of noise and tells how fast.
@@ -64,7 +83,8 @@ fn encoder() -> Finding {
     const PICTURES: u32 = 30;
     let size = Size::new(1280, 720);
     let tried = || -> Result<Duration, String> {
-        let config = EncoderConfig { size, fps: 30.0, bitrate_bps: 2_500_000, keyframe_interval: 0, content: Content::Camera };
+        let config =
+            EncoderConfig { size, fps: 30.0, bitrate_bps: 2_500_000, keyframe_interval: 0, content: Content::Camera };
         let mut encoder = OpenH264::new(config).map_err(|e| e.to_string())?;
         let pool = FramePool::new();
         let started = Instant::now();
@@ -87,7 +107,12 @@ fn encoder() -> Finding {
             detail: format!("openh264 takes {:.1} ms per 720p picture", each.as_secs_f64() * 1000.0),
             help: "Too slow for 720p at 30 fps: choose a smaller --width and --height, or fewer --fps.",
         },
-        Err(error) => Finding { what: "H.264", ok: false, detail: error, help: "This build has no working encoder; please report it." },
+        Err(error) => Finding {
+            what: "H.264",
+            ok: false,
+            detail: error,
+            help: "This build has no working encoder; please report it.",
+        },
     }
 }
 
@@ -98,7 +123,12 @@ fn ffmpeg(path: &str) -> Finding {
         Err(error) => format!("{path}: {error}"),
     };
     let ok = output.is_ok_and(|out| out.status.success());
-    Finding { what: "FFmpeg", ok, detail, help: "Needed by desktop, camera, ffmpeg and file sources: install ffmpeg, or set --ffmpeg PATH." }
+    Finding {
+        what: "FFmpeg",
+        ok,
+        detail,
+        help: "Needed by desktop, camera, ffmpeg and file sources: install ffmpeg, or set --ffmpeg PATH.",
+    }
 }
 
 fn display() -> Finding {
@@ -112,5 +142,10 @@ fn display() -> Finding {
 fn clock() -> Finding {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let ok = now > Duration::from_secs(1_700_000_000);
-    Finding { what: "clock", ok, detail: format!("Unix time {}", now.as_secs()), help: "The clock is years off: set it, or run NTP." }
+    Finding {
+        what: "clock",
+        ok,
+        detail: format!("Unix time {}", now.as_secs()),
+        help: "The clock is years off: set it, or run NTP.",
+    }
 }

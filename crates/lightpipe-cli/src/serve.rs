@@ -61,12 +61,17 @@ fn sources(flags: &ServeFlags, file_has_some: bool) -> anyhow::Result<Vec<NamedS
 }
 
 fn has_display() -> bool {
-    if cfg!(any(windows, target_os = "macos")) { true } else { std::env::var_os("DISPLAY").is_some_and(|d| !d.is_empty()) }
+    if cfg!(any(windows, target_os = "macos")) {
+        true
+    } else {
+        std::env::var_os("DISPLAY").is_some_and(|d| !d.is_empty())
+    }
 }
 
 /// Logs go to stderr; `RUST_LOG` chooses what, `info` by default.
 fn init_logging(json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,str0m=warn,is=warn,dimpl=warn,wgpu_hal=error,wgpu_core=warn"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,str0m=warn,is=warn,dimpl=warn,wgpu_hal=error,wgpu_core=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A full disk or a closed pipe behind stderr loses log lines, never frames: the writer's errors are not ours to die of.
     let _ = if json { builder.json().try_init() } else { builder.with_target(true).compact().try_init() };

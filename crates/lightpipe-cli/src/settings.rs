@@ -46,7 +46,10 @@ impl std::fmt::Display for SettingsError {
 impl std::error::Error for SettingsError {}
 
 /// Reads all layers.
-pub(crate) fn load(flags: &ServeFlags, environment: impl Iterator<Item = (String, String)>) -> Result<Config, SettingsError> {
+pub(crate) fn load(
+    flags: &ServeFlags,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, SettingsError> {
     let mut table = match &flags.config {
         Some(path) => read_file(path)?,
         None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
@@ -83,13 +86,15 @@ fn parse_file(text: &str) -> Result<Table, String> {
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let (section, name) = key.split_once('.')?;
     let mut current = String::new();
-    text.lines().position(|line| {
-        let line = line.trim();
-        if let Some(header) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
-            header.trim().clone_into(&mut current);
-        }
-        current == section && line.split('=').next().is_some_and(|k| k.trim() == name)
-    }).map(|index| index + 1)
+    text.lines()
+        .position(|line| {
+            let line = line.trim();
+            if let Some(header) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
+                header.trim().clone_into(&mut current);
+            }
+            current == section && line.split('=').next().is_some_and(|k| k.trim() == name)
+        })
+        .map(|index| index + 1)
 }
 
 fn defaults() -> Table {
@@ -147,7 +152,9 @@ fn all_keys() -> Vec<String> {
     defaults()
         .iter()
         .filter(|(section, _)| *section != "sources")
-        .flat_map(|(section, keys)| keys.as_table().into_iter().flat_map(Table::keys).map(move |key| format!("{section}.{key}")))
+        .flat_map(|(section, keys)| {
+            keys.as_table().into_iter().flat_map(Table::keys).map(move |key| format!("{section}.{key}"))
+        })
         .collect()
 }
 
@@ -164,7 +171,13 @@ fn set_text(table: &mut Table, dotted: &str, text: &str, variable: &str) -> Resu
             "false" | "0" | "no" | "off" => false,
             _ => return Err(bad("true or false")),
         }),
-        Value::Array(_) => text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(|t| Value::String(t.into())).collect::<Vec<_>>().into(),
+        Value::Array(_) => text
+            .split(',')
+            .map(str::trim)
+            .filter(|t| !t.is_empty())
+            .map(|t| Value::String(t.into()))
+            .collect::<Vec<_>>()
+            .into(),
         _ => Value::String(text.into()),
     };
     set(table, dotted, value);
@@ -235,9 +248,16 @@ mod tests {
     fn file_environment_and_flags_override_in_this_order() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("x.toml");
-        std::fs::write(&path, "[video]\nfps = 24\nwidth = 640\nbitrate_kbps = 900\n[sources]\na = \"cube\"\n").expect("writes");
+        std::fs::write(&path, "[video]\nfps = 24\nwidth = 640\nbitrate_kbps = 900\n[sources]\na = \"cube\"\n")
+            .expect("writes");
         let flags = ServeFlags { config: Some(path), fps: Some(60.0), ..ServeFlags::default() };
-        let variables = [("LIGHTPIPE_VIDEO_BITRATE_KBPS", "1200"), ("CS_FPS", "50"), ("PORT", "9000"), ("LIGHTPIPE_SERVER_ADVERTISE", "192.0.2.1, 192.0.2.2"), ("HOME", "x")];
+        let variables = [
+            ("LIGHTPIPE_VIDEO_BITRATE_KBPS", "1200"),
+            ("CS_FPS", "50"),
+            ("PORT", "9000"),
+            ("LIGHTPIPE_SERVER_ADVERTISE", "192.0.2.1, 192.0.2.2"),
+            ("HOME", "x"),
+        ];
         let config = load(&flags, environment(&variables)).expect("loads");
         assert_eq!(config.video.fps, 60.0, "flag");
         assert_eq!(config.video.bitrate_kbps, 1200, "environment");
@@ -255,9 +275,15 @@ mod tests {
 
     #[test]
     fn mistakes_in_the_environment_are_named() {
-        check_environment(("LIGHTPIPE_VIDEO_FPZ", "3"), "unknown variable LIGHTPIPE_VIDEO_FPZ; did you mean LIGHTPIPE_VIDEO_FPS?");
+        check_environment(
+            ("LIGHTPIPE_VIDEO_FPZ", "3"),
+            "unknown variable LIGHTPIPE_VIDEO_FPZ; did you mean LIGHTPIPE_VIDEO_FPS?",
+        );
         check_environment(("PORT", "http"), "PORT=http: must be a whole number");
-        check_environment(("LIGHTPIPE_VIDEO_TIMECODE", "maybe"), "LIGHTPIPE_VIDEO_TIMECODE=maybe: must be true or false");
+        check_environment(
+            ("LIGHTPIPE_VIDEO_TIMECODE", "maybe"),
+            "LIGHTPIPE_VIDEO_TIMECODE=maybe: must be true or false",
+        );
         check_environment(("CS_FPS", "0"), "video.fps = 0: must be 1 to 240");
     }
 
@@ -269,7 +295,10 @@ mod tests {
         assert_eq!(config, Config::default());
         for (section, keys) in &defaults() {
             for key in keys.as_table().into_iter().flat_map(Table::keys) {
-                assert!(table.get(section).and_then(|s| s.get(key)).is_some(), "{section}.{key} is missing in the sample");
+                assert!(
+                    table.get(section).and_then(|s| s.get(key)).is_some(),
+                    "{section}.{key} is missing in the sample"
+                );
             }
         }
     }

@@ -7,5 +7,5 @@ pub mod encoder;
 pub mod openh264;
 mod thread;
 
-pub use encoder::{Content, Encoded, EncodeError, EncoderConfig, VideoEncoder};
+pub use encoder::{Content, EncodeError, Encoded, EncoderConfig, VideoEncoder};
 pub use thread::{EncodeThread, MakeEncoder, Setup};

@@ -198,7 +198,8 @@ impl VideoEncoder for OpenH264 {
         call!(self, EncodeFrame, &raw const picture, &raw mut *self.info)?;
         let keyframe = self.info.eFrameType == sys::videoFrameTypeIDR;
         let data = self.bitstream();
-        self.ready = (!data.is_empty()).then(|| Encoded { data, keyframe, captured: frame.captured, took: started.elapsed() });
+        self.ready =
+            (!data.is_empty()).then(|| Encoded { data, keyframe, captured: frame.captured, took: started.elapsed() });
         Ok(())
     }
 
@@ -315,7 +316,8 @@ mod tests {
     #[test]
     fn bitrate_changes_live_without_a_keyframe() {
         let pool = FramePool::new();
-        let mut encoder = OpenH264::new(EncoderConfig { bitrate_bps: 2_000_000, keyframe_interval: 0, ..config() }).expect("encoder");
+        let mut encoder =
+            OpenH264::new(EncoderConfig { bitrate_bps: 2_000_000, keyframe_interval: 0, ..config() }).expect("encoder");
         let bytes = |encoder: &mut OpenH264, from: u32, to: u32| -> usize {
             (from..to)
                 .map(|n| {

@@ -8,8 +8,7 @@ use lightpipe_media::convert::Converter;
 use lightpipe_media::queue::Pop;
 use lightpipe_media::stream::Health;
 use lightpipe_media::{
-    AccessUnit, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, Stages, Stream, VideoFrame,
-    timecode,
+    AccessUnit, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, Stages, Stream, VideoFrame, timecode,
 };
 use tracing::{debug, info, warn};
 
@@ -151,10 +150,10 @@ impl Worker {
     ) -> Result<Option<AccessUnit>, EncodeError> {
         let Setup { stream, clock, config, timecode, make, .. } = &self.setup;
         let received = frame.received;
-        let mut picture = self.converter.convert(frame, config.size).map_err(|error| EncodeError::Unsupported {
-            backend: "colour conversion",
-            what: error.to_string(),
-        })?;
+        let mut picture = self
+            .converter
+            .convert(frame, config.size)
+            .map_err(|error| EncodeError::Unsupported { backend: "colour conversion", what: error.to_string() })?;
         if *timecode {
             let unix_ms = clock.unix_micros(picture.captured) / 1000;
             timecode::paint(&mut picture, unix_ms as u32); // modulo 2³² by definition of the strip
@@ -253,7 +252,6 @@ impl FrameRate {
         (self.seen > 60).then(|| 1.0 / self.mean_interval)
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -29,11 +29,7 @@ pub struct Stages {
 impl Stages {
     /// All stages at one instant.
     pub const fn all_at(at: MediaTime) -> Self {
-        Self {
-            received: at,
-            encode_started: at,
-            encoded: at,
-        }
+        Self { received: at, encode_started: at, encoded: at }
     }
 }
 
@@ -67,15 +63,7 @@ impl AccessUnit {
         size: Size,
         stages: Stages,
     ) -> Self {
-        Self {
-            codec,
-            data: data.into(),
-            captured,
-            keyframe,
-            size,
-            stages,
-            payloads: OnceLock::new(),
-        }
+        Self { codec, data: data.into(), captured, keyframe, size, stages, payloads: OnceLock::new() }
     }
 
     /// RTP payloads of this picture, made on the first call and shared by every viewer.

@@ -111,40 +111,19 @@ impl EventLog {
             if inner.events.len() == Self::CAPACITY {
                 inner.events.pop_front();
             }
-            inner.events.push_back(Event {
-                seq,
-                at,
-                stream: stream.to_owned(),
-                kind,
-            });
+            inner.events.push_back(Event { seq, at, stream: stream.to_owned(), kind });
         }
         self.shared.1.notify_all();
     }
 
     /// Kept events with a sequence number of at least `seq`, oldest first.
     pub fn since(&self, seq: u64) -> Vec<Event> {
-        self.lock()
-            .events
-            .iter()
-            .filter(|e| e.seq >= seq)
-            .cloned()
-            .collect()
+        self.lock().events.iter().filter(|e| e.seq >= seq).cloned().collect()
     }
 
     /// Waits up to `timeout` for an event at or after `seq` that satisfies `wanted`.
-    pub fn wait_for(
-        &self,
-        seq: u64,
-        timeout: Duration,
-        wanted: impl Fn(&Event) -> bool,
-    ) -> Option<Event> {
-        let find = |inner: &Inner| {
-            inner
-                .events
-                .iter()
-                .find(|e| e.seq >= seq && wanted(e))
-                .cloned()
-        };
+    pub fn wait_for(&self, seq: u64, timeout: Duration, wanted: impl Fn(&Event) -> bool) -> Option<Event> {
+        let find = |inner: &Inner| inner.events.iter().find(|e| e.seq >= seq && wanted(e)).cloned();
         let (inner, _) = self
             .shared
             .1
@@ -172,9 +151,6 @@ mod tests {
         assert_eq!(events.len(), EventLog::CAPACITY);
         assert_eq!(events[0].seq, 10);
         assert!(events.windows(2).all(|w| w[0].seq + 1 == w[1].seq));
-        assert!(
-            log.wait_for(0, Duration::ZERO, |e| e.kind == EventKind::TrackIdle)
-                .is_none()
-        );
+        assert!(log.wait_for(0, Duration::ZERO, |e| e.kind == EventKind::TrackIdle).is_none());
     }
 }

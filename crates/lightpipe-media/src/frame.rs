@@ -67,19 +67,10 @@ impl PixelFormat {
     pub fn packed_layout(self, size: Size) -> [PlaneLayout; 3] {
         let (w, h) = (size.width as usize, size.height as usize);
         let (cw, ch) = (w.div_ceil(2), h.div_ceil(2));
-        let plane = |offset, row_bytes, rows| PlaneLayout {
-            offset,
-            stride: row_bytes,
-            rows,
-            row_bytes,
-        };
+        let plane = |offset, row_bytes, rows| PlaneLayout { offset, stride: row_bytes, rows, row_bytes };
         let none = plane(0, 0, 0);
         match self {
-            Self::I420 => [
-                plane(0, w, h),
-                plane(w * h, cw, ch),
-                plane(w * h + cw * ch, cw, ch),
-            ],
+            Self::I420 => [plane(0, w, h), plane(w * h, cw, ch), plane(w * h + cw * ch, cw, ch)],
             Self::Nv12 => [plane(0, w, h), plane(w * h, cw * 2, ch), none],
             Self::Rgba | Self::Bgra => [plane(0, w * 4, h), none, none],
         }
@@ -87,10 +78,7 @@ impl PixelFormat {
 
     /// Bytes of a tightly packed picture of `size`.
     pub fn packed_len(self, size: Size) -> usize {
-        self.packed_layout(size)
-            .iter()
-            .map(|p| p.stride * p.rows)
-            .sum()
+        self.packed_layout(size).iter().map(|p| p.stride * p.rows).sum()
     }
 }
 
@@ -116,10 +104,7 @@ impl FramePool {
     pub fn take(&self, len: usize) -> PooledBuffer {
         let mut bytes = self.lock().pop().unwrap_or_default();
         bytes.resize(len, 0);
-        PooledBuffer {
-            bytes,
-            pool: self.clone(),
-        }
+        PooledBuffer { bytes, pool: self.clone() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
@@ -209,21 +194,9 @@ impl VideoFrame {
         }
         let needed = format.packed_len(size);
         if buffer.len() < needed {
-            return Err(FrameError::TooShort {
-                size,
-                format,
-                needed,
-                got: buffer.len(),
-            });
+            return Err(FrameError::TooShort { size, format, needed, got: buffer.len() });
         }
-        Ok(Self {
-            captured,
-            received: captured,
-            size,
-            format,
-            planes: format.packed_layout(size),
-            buffer,
-        })
+        Ok(Self { captured, received: captured, size, format, planes: format.packed_layout(size), buffer })
     }
 
     /// Copies tightly packed `bytes` into a buffer of `pool`.
@@ -236,12 +209,7 @@ impl VideoFrame {
     ) -> Result<Self, FrameError> {
         let needed = format.packed_len(size);
         let Some(bytes) = bytes.get(..needed) else {
-            return Err(FrameError::TooShort {
-                size,
-                format,
-                needed,
-                got: bytes.len(),
-            });
+            return Err(FrameError::TooShort { size, format, needed, got: bytes.len() });
         };
         let mut buffer = pool.take(needed);
         buffer.copy_from_slice(bytes);
@@ -295,11 +263,7 @@ mod tests {
         let buffers: Vec<_> = (0..20).map(|_| pool.take(100)).collect();
         drop(buffers);
         assert_eq!(pool.lock().len(), FramePool::MAX_IDLE);
-        assert_eq!(
-            pool.take(50).len(),
-            50,
-            "a reused buffer has the length that was asked for"
-        );
+        assert_eq!(pool.take(50).len(), 50, "a reused buffer has the length that was asked for");
     }
 
     #[track_caller]
@@ -320,18 +284,11 @@ mod tests {
     fn bad_pictures_are_refused_with_figures() {
         let pool = FramePool::new();
         let at = MediaTime::ZERO;
-        let short =
-            VideoFrame::copied_from(&pool, at, Size::new(4, 4), PixelFormat::Rgba, &[0; 63]);
-        assert_eq!(
-            short.unwrap_err().to_string(),
-            "a 4x4 Rgba picture needs 64 bytes, the buffer has 63"
-        );
+        let short = VideoFrame::copied_from(&pool, at, Size::new(4, 4), PixelFormat::Rgba, &[0; 63]);
+        assert_eq!(short.unwrap_err().to_string(), "a 4x4 Rgba picture needs 64 bytes, the buffer has 63");
         for size in [Size::new(0, 4), Size::new(4, 1), Size::new(9000, 4)] {
             let buffer = pool.take(size.width as usize * size.height as usize * 4);
-            assert_eq!(
-                VideoFrame::packed(at, size, PixelFormat::Rgba, buffer).unwrap_err(),
-                FrameError::BadSize(size)
-            );
+            assert_eq!(VideoFrame::packed(at, size, PixelFormat::Rgba, buffer).unwrap_err(), FrameError::BadSize(size));
         }
     }
 

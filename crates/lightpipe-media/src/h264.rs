@@ -133,19 +133,13 @@ impl Sps {
             return Err(SpsError::NotSps);
         }
         let rbsp = unescape(&nal[1..]);
-        let mut bits = Bits {
-            bytes: &rbsp,
-            at: 0,
-        };
+        let mut bits = Bits { bytes: &rbsp, at: 0 };
         let profile_idc = bits.take(8)? as u8;
         let constraints = bits.take(8)? as u8;
         let level_idc = bits.take(8)? as u8;
         bits.ue()?; // seq_parameter_set_id
         let mut chroma_format_idc = 1;
-        if matches!(
-            profile_idc,
-            100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
-        ) {
+        if matches!(profile_idc, 100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135) {
             chroma_format_idc = bits.ue()?;
             if chroma_format_idc > 3 {
                 return Err(SpsError::Bad("chroma_format_idc"));
@@ -186,14 +180,8 @@ impl Sps {
         }
         bits.ue()?; // max_num_ref_frames
         bits.take(1)?;
-        let width_mbs = bits
-            .ue()?
-            .checked_add(1)
-            .ok_or(SpsError::Bad("pic_width_in_mbs"))?;
-        let height_units = bits
-            .ue()?
-            .checked_add(1)
-            .ok_or(SpsError::Bad("pic_height_in_map_units"))?;
+        let width_mbs = bits.ue()?.checked_add(1).ok_or(SpsError::Bad("pic_width_in_mbs"))?;
+        let height_units = bits.ue()?.checked_add(1).ok_or(SpsError::Bad("pic_height_in_map_units"))?;
         let frame_mbs_only = bits.take(1)?;
         if frame_mbs_only == 0 {
             bits.take(1)?;
@@ -206,41 +194,23 @@ impl Sps {
         let (mut width, mut height) = (width_mbs * 16, height_units * 16 * (2 - frame_mbs_only));
         if bits.take(1)? == 1 {
             let (left, right, top, bottom) = (bits.ue()?, bits.ue()?, bits.ue()?, bits.ue()?);
-            let unit_x = if matches!(chroma_format_idc, 1 | 2) {
-                2
-            } else {
-                1
-            };
+            let unit_x = if matches!(chroma_format_idc, 1 | 2) { 2 } else { 1 };
             let unit_y = (if chroma_format_idc == 1 { 2 } else { 1 }) * (2 - frame_mbs_only);
             let crop = |a: u32, b: u32, unit: u32| {
-                a.checked_add(b)
-                    .and_then(|n| n.checked_mul(unit))
-                    .ok_or(SpsError::Bad("cropping"))
+                a.checked_add(b).and_then(|n| n.checked_mul(unit)).ok_or(SpsError::Bad("cropping"))
             };
-            width = width
-                .checked_sub(crop(left, right, unit_x)?)
-                .filter(|w| *w > 0)
-                .ok_or(SpsError::Bad("cropping"))?;
-            height = height
-                .checked_sub(crop(top, bottom, unit_y)?)
-                .filter(|h| *h > 0)
-                .ok_or(SpsError::Bad("cropping"))?;
+            width =
+                width.checked_sub(crop(left, right, unit_x)?).filter(|w| *w > 0).ok_or(SpsError::Bad("cropping"))?;
+            height =
+                height.checked_sub(crop(top, bottom, unit_y)?).filter(|h| *h > 0).ok_or(SpsError::Bad("cropping"))?;
         }
-        Ok(Self {
-            profile_idc,
-            constraints,
-            level_idc,
-            size: Size::new(width, height),
-        })
+        Ok(Self { profile_idc, constraints, level_idc, size: Size::new(width, height) })
     }
 }
 
 /// Picture size of an access unit that carries an SPS.
 pub fn size_of(annexb: &[u8]) -> Option<Size> {
-    nals(annexb)
-        .find(|n| NalType::of(n) == NalType::Sps)
-        .and_then(|n| Sps::parse(n).ok())
-        .map(|s| s.size)
+    nals(annexb).find(|n| NalType::of(n) == NalType::Sps).and_then(|n| Sps::parse(n).ok()).map(|s| s.size)
 }
 
 /// Removes emulation prevention bytes (ITU-T H.264 §7.4.1).
@@ -319,45 +289,28 @@ mod tests {
         check_nals(&[0, 0, 1, 9], &[&[9]]);
         check_nals(&[7, 7, 0, 0, 0, 1, 9, 8, 0, 0, 1, 7], &[&[9, 8], &[7]]);
         check_nals(&[0, 0, 0, 1, 9, 0, 0, 0, 0, 1, 5], &[&[9], &[5]]);
-        check_nals(
-            &[0, 0, 1, 0, 0, 1, 5, 0, 2, 0, 0, 3, 1],
-            &[&[5, 0, 2, 0, 0, 3, 1]],
-        );
+        check_nals(&[0, 0, 1, 0, 0, 1, 5, 0, 2, 0, 0, 3, 1], &[&[5, 0, 2, 0, 0, 3, 1]]);
         check_nals(&[1, 0, 0, 1, 4], &[&[4]]);
     }
 
     #[track_caller]
     fn check_sps(hex: &str, expected: Result<(u8, Size), SpsError>) {
-        let nal: Vec<u8> = (0..hex.len())
-            .step_by(2)
-            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex"))
-            .collect();
-        assert_eq!(
-            Sps::parse(&nal).map(|s| (s.profile_idc, s.size)),
-            expected,
-            "{hex}"
-        );
+        let nal: Vec<u8> =
+            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex")).collect();
+        assert_eq!(Sps::parse(&nal).map(|s| (s.profile_idc, s.size)), expected, "{hex}");
     }
 
     #[test]
     fn sequence_parameter_sets_tell_the_size() {
         // Written by openh264 (1280×720 baseline), x264 (1920×1080 high, cropped; 640×480 baseline).
+        check_sps("6742c01f8c8d40280 2dd00f08846a0".replace(' ', "").as_str(), Ok((66, Size::new(1280, 720))));
         check_sps(
-            "6742c01f8c8d40280 2dd00f08846a0".replace(' ', "").as_str(),
-            Ok((66, Size::new(1280, 720))),
-        );
-        check_sps(
-            "6764002 8acd940780227e5c044000003000400000300f03c60c658"
-                .replace(' ', "")
-                .as_str(),
+            "6764002 8acd940780227e5c044000003000400000300f03c60c658".replace(' ', "").as_str(),
             Ok((100, Size::new(1920, 1080))),
         );
         check_sps("68ce3c80", Err(SpsError::NotSps));
         check_sps("67", Err(SpsError::Truncated));
         check_sps("6742c01f", Err(SpsError::Truncated));
-        check_sps(
-            "6742c01f00000000000000",
-            Err(SpsError::Bad("Exp-Golomb number")),
-        );
+        check_sps("6742c01f00000000000000", Err(SpsError::Bad("Exp-Golomb number")));
     }
 }

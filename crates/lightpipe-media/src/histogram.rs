@@ -20,12 +20,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            buckets: vec![0; BUCKETS],
-            count: 0,
-            sum: Duration::ZERO,
-            max: Duration::ZERO,
-        }
+        Self { buckets: vec![0; BUCKETS], count: 0, sum: Duration::ZERO, max: Duration::ZERO }
     }
 }
 
@@ -33,11 +28,7 @@ impl Histogram {
     /// Counts one duration.
     pub fn record(&mut self, duration: Duration) {
         let micros = duration.as_secs_f64() * 1e6;
-        let index = if micros <= FLOOR_MICROS {
-            0
-        } else {
-            ((micros / FLOOR_MICROS).log2() * PER_OCTAVE) as usize
-        };
+        let index = if micros <= FLOOR_MICROS { 0 } else { ((micros / FLOOR_MICROS).log2() * PER_OCTAVE) as usize };
         self.buckets[index.min(BUCKETS - 1)] += 1;
         self.count += 1;
         self.sum += duration;
@@ -101,10 +92,7 @@ mod tests {
         }
         for (q, expected) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0), (1.0, 1000.0)] {
             let got = histogram.quantile(q).as_secs_f64() * 1e3;
-            assert!(
-                (got - expected).abs() / expected < 0.05,
-                "q {q}: {got} instead of {expected}"
-            );
+            assert!((got - expected).abs() / expected < 0.05, "q {q}: {got} instead of {expected}");
         }
         assert_eq!(Histogram::default().quantile(0.5), Duration::ZERO);
     }

@@ -70,10 +70,7 @@ pub fn h264(annexb: &[u8], max_len: usize) -> RtpPayloads {
     let mut small_len = 1;
     for nal in h264::nals(annexb) {
         match NalType::of(nal) {
-            NalType::AccessUnitDelimiter
-            | NalType::Filler
-            | NalType::EndOfSequence
-            | NalType::EndOfStream => {}
+            NalType::AccessUnitDelimiter | NalType::Filler | NalType::EndOfSequence | NalType::EndOfStream => {}
             NalType::Sps | NalType::Pps | NalType::Sei if small_len + 2 + nal.len() <= max_len => {
                 small.push(nal);
                 small_len += 2 + nal.len();
@@ -187,13 +184,10 @@ impl Depacketizer {
                 self.in_fragment = false;
                 let mut rest = &payload[1..];
                 while !rest.is_empty() {
-                    let (len, after) = rest
-                        .split_first_chunk::<2>()
-                        .ok_or(DepacketizeError::Truncated("STAP-A length"))?;
+                    let (len, after) =
+                        rest.split_first_chunk::<2>().ok_or(DepacketizeError::Truncated("STAP-A length"))?;
                     let len = usize::from(u16::from_be_bytes(*len));
-                    let nal = after
-                        .get(..len)
-                        .ok_or(DepacketizeError::Truncated("STAP-A unit"))?;
+                    let nal = after.get(..len).ok_or(DepacketizeError::Truncated("STAP-A unit"))?;
                     if !nal.is_empty() {
                         self.append_nal(nal);
                     }
@@ -201,9 +195,7 @@ impl Depacketizer {
                 }
             }
             NAL_TYPE_FU_A => {
-                let flags = *payload
-                    .get(1)
-                    .ok_or(DepacketizeError::Truncated("FU-A header"))?;
+                let flags = *payload.get(1).ok_or(DepacketizeError::Truncated("FU-A header"))?;
                 if flags & FU_START != 0 {
                     self.append_nal(&[(header & 0xe0) | (flags & 0x1f)]);
                     self.in_fragment = true;
@@ -243,16 +235,12 @@ mod tests {
     use super::*;
 
     fn annexb(nals: &[Vec<u8>]) -> Vec<u8> {
-        nals.iter()
-            .flat_map(|n| [&h264::START_CODE[..], n].concat())
-            .collect()
+        nals.iter().flat_map(|n| [&h264::START_CODE[..], n].concat()).collect()
     }
 
     fn nal(kind: u8, len: usize) -> Vec<u8> {
         // Bytes that never form a start code.
-        std::iter::once(0x60 | kind)
-            .chain((1..len).map(|i| 1 + (i % 200) as u8))
-            .collect()
+        std::iter::once(0x60 | kind).chain((1..len).map(|i| 1 + (i % 200) as u8)).collect()
     }
 
     #[track_caller]
@@ -268,20 +256,14 @@ mod tests {
         );
         let mut depacketizer = Depacketizer::default();
         for payload in payloads.iter() {
-            depacketizer
-                .push(payload)
-                .expect("own payloads depacketize");
+            depacketizer.push(payload).expect("own payloads depacketize");
         }
         assert_eq!(depacketizer.take(), unit, "round trip");
     }
 
     #[test]
     fn parameter_sets_aggregate_and_slices_fragment_equally() {
-        check(
-            &[nal(7, 10), nal(8, 4), nal(5, 100)],
-            1128,
-            &[1 + 2 + 10 + 2 + 4, 100],
-        );
+        check(&[nal(7, 10), nal(8, 4), nal(5, 100)], 1128, &[1 + 2 + 10 + 2 + 4, 100]);
         check(&[nal(1, 100)], 1128, &[100]);
         check(&[nal(1, 1128)], 1128, &[1128]);
         // 1 128 body bytes need two fragments: 564 each, not 1 126 and 2.
@@ -301,11 +283,7 @@ mod tests {
             let (last, full) = lens.split_last().expect("a NAL makes a payload");
             assert!(lens.iter().all(|l| *l <= 1128), "{len}: {lens:?}");
             assert!(full.windows(2).all(|w| w[0] == w[1]), "{len}: {lens:?}");
-            assert!(
-                full.first()
-                    .is_none_or(|f| last <= f && f - last < lens.len()),
-                "{len}: {lens:?}"
-            );
+            assert!(full.first().is_none_or(|f| last <= f && f - last < lens.len()), "{len}: {lens:?}");
         }
     }
 
@@ -318,11 +296,7 @@ mod tests {
 
     #[track_caller]
     fn check_bad(payload: &[u8], expected: DepacketizeError) {
-        assert_eq!(
-            Depacketizer::default().push(payload),
-            Err(expected),
-            "{payload:?}"
-        );
+        assert_eq!(Depacketizer::default().push(payload), Err(expected), "{payload:?}");
     }
 
     #[test]

@@ -111,13 +111,8 @@ mod tests {
 
     fn frame(micros: i64) -> VideoFrame {
         let pool = FramePool::new();
-        VideoFrame::packed(
-            MediaTime::from_micros(micros),
-            Size::new(2, 2),
-            PixelFormat::Rgba,
-            pool.take(16),
-        )
-        .expect("16 bytes hold 2x2 RGBA")
+        VideoFrame::packed(MediaTime::from_micros(micros), Size::new(2, 2), PixelFormat::Rgba, pool.take(16))
+            .expect("16 bytes hold 2x2 RGBA")
     }
 
     #[test]
@@ -142,9 +137,7 @@ mod tests {
         queue.push(frame(1));
         queue.close();
         queue.push(frame(2));
-        assert!(
-            matches!(queue.pop(Duration::from_secs(5)), Pop::Frame(f) if f.captured.as_micros() == 1)
-        );
+        assert!(matches!(queue.pop(Duration::from_secs(5)), Pop::Frame(f) if f.captured.as_micros() == 1));
         assert!(matches!(queue.pop(Duration::from_secs(5)), Pop::Closed));
     }
 }

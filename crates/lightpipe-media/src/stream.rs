@@ -118,6 +118,7 @@ struct State {
     last_keyframe: Option<MediaTime>,
     closed: bool,
     health: Health,
+    capture_delay: Duration,
     stats: StreamStats,
     /// When the last pictures were published, and their bytes.
     recent: VecDeque<(MediaTime, usize)>,
@@ -172,21 +173,12 @@ impl Stream {
         let id = self.next_outlet.fetch_add(1, Relaxed);
         {
             let mut state = self.lock();
-            state.outlets.insert(
-                id,
-                OutletEntry {
-                    outlet,
-                    bitrate_bps: None,
-                },
-            );
+            state.outlets.insert(id, OutletEntry { outlet, bitrate_bps: None });
             state.keyframe_requested = true;
             state.stats.keyframe_requests += 1;
         }
         self.wanted.notify_all();
-        Subscription {
-            stream: Arc::downgrade(self),
-            id,
-        }
+        Subscription { stream: Arc::downgrade(self), id }
     }
 
     /// Number of outlets.
@@ -204,12 +196,8 @@ impl Stream {
             stats.bytes += unit.data.len() as u64;
             stats.size = Some(unit.size);
             stats.capture.record(stages.received.since(unit.captured));
-            stats
-                .queue
-                .record(stages.encode_started.since(stages.received));
-            stats
-                .encode
-                .record(stages.encoded.since(stages.encode_started));
+            stats.queue.record(stages.encode_started.since(stages.received));
+            stats.encode.record(stages.encoded.since(stages.encode_started));
             if unit.keyframe {
                 stats.keyframes += 1;
                 state.last_keyframe = Some(stages.encoded);
@@ -222,11 +210,7 @@ impl Stream {
             {
                 state.recent.pop_front();
             }
-            state
-                .outlets
-                .values()
-                .map(|e| Arc::clone(&e.outlet))
-                .collect()
+            state.outlets.values().map(|e| Arc::clone(&e.outlet)).collect()
         };
         // Outside the lock: an outlet may call back (drop its subscription, ask for a keyframe).
         for outlet in outlets {
@@ -238,9 +222,7 @@ impl Stream {
     /// the holdoff is over; a request inside the holdoff waits for its end, it is not lost.
     pub fn demand(&self, now: MediaTime) -> Demand {
         let mut state = self.lock();
-        let held_off = state
-            .last_keyframe
-            .is_some_and(|at| now.since(at) < KEYFRAME_REQUEST_HOLDOFF && now >= at);
+        let held_off = state.last_keyframe.is_some_and(|at| now.since(at) < KEYFRAME_REQUEST_HOLDOFF && now >= at);
         let keyframe = state.keyframe_requested && !held_off;
         if keyframe {
             state.keyframe_requested = false;
@@ -260,6 +242,17 @@ impl Stream {
             .wait_timeout_while(self.lock(), timeout, |s| s.outlets.is_empty() && !s.closed)
             .unwrap_or_else(PoisonError::into_inner);
         !state.outlets.is_empty()
+    }
+
+    /// Outlet side: the only viewer's display shows pictures just as soon if they are taken this much later.
+    pub fn delay_capture(&self, by: Duration) {
+        self.lock().capture_delay = by;
+    }
+
+    /// Producer side: how much later to take pictures from now on, once for each wish. Honoured by sources that
+    /// choose their own time (`cube`, `pattern`); it takes up to half a display interval off the latency.
+    pub fn take_capture_delay(&self) -> Duration {
+        std::mem::take(&mut self.lock().capture_delay)
     }
 
     /// Producer side: changes the counters.
@@ -362,19 +355,8 @@ mod tests {
     }
 
     fn unit(ms: i64, keyframe: bool) -> Arc<AccessUnit> {
-        let data: &[u8] = if keyframe {
-            &[0, 0, 0, 1, 0x65, 0x88]
-        } else {
-            &[0, 0, 0, 1, 0x41, 0x9a]
-        };
-        Arc::new(AccessUnit::new(
-            VideoCodec::H264,
-            data,
-            at(ms),
-            keyframe,
-            Size::new(16, 16),
-            Stages::all_at(at(ms)),
-        ))
+        let data: &[u8] = if keyframe { &[0, 0, 0, 1, 0x65, 0x88] } else { &[0, 0, 0, 1, 0x41, 0x9a] };
+        Arc::new(AccessUnit::new(VideoCodec::H264, data, at(ms), keyframe, Size::new(16, 16), Stages::all_at(at(ms))))
     }
 
     #[test]
@@ -388,19 +370,13 @@ mod tests {
         stream.publish(&unit(33, false));
         assert_eq!((a.0.load(Relaxed), b.0.load(Relaxed)), (2, 1));
         assert_eq!(stream.outlets(), 1);
-        assert_eq!(
-            Arc::strong_count(&b),
-            1,
-            "no reference to a gone outlet stays behind"
-        );
+        assert_eq!(Arc::strong_count(&b), 1, "no reference to a gone outlet stays behind");
     }
 
     #[test]
     fn keyframe_requests_of_many_viewers_share_one_idr_per_holdoff() {
         let stream = Stream::new("s", VideoCodec::H264);
-        let subs: Vec<_> = (0..10)
-            .map(|_| stream.subscribe(Arc::new(Counting::default())))
-            .collect();
+        let subs: Vec<_> = (0..10).map(|_| stream.subscribe(Arc::new(Counting::default()))).collect();
         assert!(stream.demand(at(0)).keyframe);
         stream.publish(&unit(0, true));
         for sub in &subs {
@@ -408,10 +384,7 @@ mod tests {
         }
         assert!(!stream.demand(at(33)).keyframe, "inside the holdoff");
         assert!(!stream.demand(at(299)).keyframe);
-        assert!(
-            stream.demand(at(300)).keyframe,
-            "kept until the holdoff is over, not lost"
-        );
+        assert!(stream.demand(at(300)).keyframe, "kept until the holdoff is over, not lost");
         assert!(!stream.demand(at(333)).keyframe, "one is under way");
         assert_eq!(stream.stats().keyframe_requests, 20);
     }
@@ -430,6 +403,26 @@ mod tests {
         assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000));
         drop(slow);
         assert!(!stream.demand(at(3)).wanted);
+    }
+
+    #[test]
+    fn a_wish_for_later_pictures_is_given_once() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        stream.delay_capture(Duration::from_millis(9));
+        assert_eq!(stream.take_capture_delay(), Duration::from_millis(9));
+        assert_eq!(stream.take_capture_delay(), Duration::ZERO);
+    }
+
+    #[test]
+    fn rates_are_of_the_last_seconds_and_zero_when_idle() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        for n in 0..120 {
+            stream.publish(&unit(n * 20, n == 0));
+        }
+        let rates = stream.rates(at(119 * 20));
+        assert!((rates.fps - 50.0).abs() < 0.5, "{rates:?}");
+        assert_eq!(rates.bitrate_bps, 50 * 6 * 8, "six bytes a picture");
+        assert_eq!(stream.rates(at(10_000)), Rates::default());
     }
 
     #[test]

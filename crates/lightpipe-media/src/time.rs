@@ -64,10 +64,7 @@ pub struct MediaClock {
 impl MediaClock {
     /// `unix_at_origin` is the Unix time (since 1970, UTC) read at the instant `origin`.
     pub const fn new(origin: Instant, unix_at_origin: Duration) -> Self {
-        Self {
-            origin,
-            unix_at_origin,
-        }
+        Self { origin, unix_at_origin }
     }
 
     /// Media time of an instant. An instant before the origin is negative.
@@ -81,11 +78,7 @@ impl MediaClock {
     /// The instant of a media time; the origin's for times that the platform's `Instant` cannot hold.
     pub fn instant(&self, time: MediaTime) -> Instant {
         let distance = Duration::from_micros(time.0.unsigned_abs());
-        let instant = if time.0 < 0 {
-            self.origin.checked_sub(distance)
-        } else {
-            self.origin.checked_add(distance)
-        };
+        let instant = if time.0 < 0 { self.origin.checked_sub(distance) } else { self.origin.checked_add(distance) };
         instant.unwrap_or(self.origin)
     }
 
@@ -153,12 +146,7 @@ mod tests {
         // 2³² ticks at 90 kHz are 47 721.858 844 4… s.
         check(5, 90_000, 47_721_858_845, 5);
         // A year of uptime must not overflow anything.
-        check(
-            0,
-            90_000,
-            365 * 86_400 * 1_000_000,
-            ((365u64 * 86_400 * 90_000) % (1 << 32)) as u32,
-        );
+        check(0, 90_000, 365 * 86_400 * 1_000_000, ((365u64 * 86_400 * 90_000) % (1 << 32)) as u32);
     }
 
     #[test]
@@ -168,14 +156,8 @@ mod tests {
             let clock = RtpClock::new(7, VIDEO_CLOCK_RATE_HZ);
             let frames = fps * 60;
             let first = clock.timestamp_at(MediaTime::ZERO);
-            let last = clock.timestamp_at(MediaTime::from_micros(
-                i64::from(frames) * 1_000_000 / i64::from(fps),
-            ));
-            assert_eq!(
-                last.wrapping_sub(first),
-                60 * VIDEO_CLOCK_RATE_HZ,
-                "{fps} fps"
-            );
+            let last = clock.timestamp_at(MediaTime::from_micros(i64::from(frames) * 1_000_000 / i64::from(fps)));
+            assert_eq!(last.wrapping_sub(first), 60 * VIDEO_CLOCK_RATE_HZ, "{fps} fps");
         }
     }
 
@@ -186,9 +168,6 @@ mod tests {
         let later = origin + Duration::from_micros(1234);
         assert_eq!(clock.at(later), MediaTime::from_micros(1234));
         assert_eq!(clock.instant(MediaTime::from_micros(1234)), later);
-        assert_eq!(
-            clock.unix_micros(MediaTime::from_micros(5)),
-            1_700_000_000_000_005
-        );
+        assert_eq!(clock.unix_micros(MediaTime::from_micros(5)), 1_700_000_000_000_005);
     }
 }

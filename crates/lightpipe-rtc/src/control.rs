@@ -22,6 +22,11 @@ pub enum FromPage {
         /// The page's own time, echoed.
         t: f64,
     },
+    /// Pictures arrive this much earlier than this viewer's display can show them.
+    Phase {
+        /// How much later they may be taken, milliseconds, 0 to one refresh interval.
+        later_ms: f64,
+    },
     /// A message of a newer player.
     #[serde(other)]
     Unknown,
@@ -124,13 +129,15 @@ mod tests {
     #[test]
     fn messages_have_their_documented_form() {
         assert_eq!(FromPage::parse(br#"{"type":"ping","t":12.5}"#), Some(FromPage::Ping { t: 12.5 }));
+        assert_eq!(FromPage::parse(br#"{"type":"phase","later_ms":9.5}"#), Some(FromPage::Phase { later_ms: 9.5 }));
         assert_eq!(FromPage::parse(br#"{"type":"wave"}"#), Some(FromPage::Unknown));
         for bad in [&b""[..], b"{", b"[]", b"{\"type\":\"ping\"}", &[0xff; 9], &[b' '; 2000]] {
             assert_eq!(FromPage::parse(bad), None, "{bad:?}");
         }
         let pong = ToPage::Pong { t: 12.5, server_ms: 1000.25 }.to_json();
         assert_eq!(pong, br#"{"type":"pong","t":12.5,"server_ms":1000.25}"#);
-        let stats: serde_json::Value = serde_json::from_slice(&ToPage::Stats(&ViewerStats::default()).to_json()).expect("JSON");
+        let stats: serde_json::Value =
+            serde_json::from_slice(&ToPage::Stats(&ViewerStats::default()).to_json()).expect("JSON");
         assert_eq!(stats["type"], "stats");
         assert_eq!(stats["stages_ms"]["send"]["p95"], 0.0);
     }

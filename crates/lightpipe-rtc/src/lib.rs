@@ -12,7 +12,9 @@ mod peer;
 pub mod receiver;
 
 pub use negotiate::{Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
-pub use peer::{Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent};
+pub use peer::{
+    Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent,
+};
 
 /// Does the costly first-time work of the cryptography (37 ms CPU at the first random number, measured) at a
 /// moment of the caller's choice instead of inside the first viewer's handshake.

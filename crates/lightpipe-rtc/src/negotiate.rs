@@ -223,7 +223,9 @@ mod tests {
         assert!(matches!(parse_offer(&wide), Err(OfferError::TooLarge { limit: MAX_MEDIA_LINES, .. })));
         let chatty = "a=candidate:1 1 udp 1 192.0.2.1 1 typ host\r\n".repeat(MAX_CANDIDATES + 1);
         assert!(matches!(parse_offer(&chatty), Err(OfferError::TooLarge { limit: MAX_CANDIDATES, .. })));
-        for text in ["", "hello", "v=0\r\n", "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video\r\n", "\u{0}\u{1}"] {
+        for text in
+            ["", "hello", "v=0\r\n", "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video\r\n", "\u{0}\u{1}"]
+        {
             assert!(matches!(parse_offer(text), Err(OfferError::Malformed(_))), "{text:?}");
         }
     }
@@ -237,7 +239,8 @@ mod tests {
 
     #[test]
     fn restart_fragments_become_whole_offers() {
-        let offer = "v=0\r\na=ice-ufrag:old\r\na=ice-pwd:oldpwd\r\na=candidate:1 1 udp 1 192.0.2.1 1 typ host\r\nm=x\r\n";
+        let offer =
+            "v=0\r\na=ice-ufrag:old\r\na=ice-pwd:oldpwd\r\na=candidate:1 1 udp 1 192.0.2.1 1 typ host\r\nm=x\r\n";
         assert_eq!(with_credentials(offer, "new", "newpwd"), "v=0\r\na=ice-ufrag:new\r\na=ice-pwd:newpwd\r\nm=x\r\n");
     }
 }

@@ -38,7 +38,9 @@ pub(crate) enum Admitted {
     /// A keyframe has to come first.
     WaitsForKeyframe,
     /// The backlog was too old: it is dropped, a keyframe has to come.
-    Overrun { dropped: u64 },
+    Overrun {
+        dropped: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -136,7 +138,9 @@ impl Pacer {
     fn gap_after(&self, packets: usize, batch_bytes: usize) -> Duration {
         let batches = packets.div_ceil(BATCH_PACKETS).max(1) as u32;
         let spread = if batches > 1 { self.frame_interval / 2 / batches } else { Duration::ZERO };
-        let by_estimate = self.estimate_bps.map_or(Duration::ZERO, |bps| Duration::from_secs_f64(batch_bytes as f64 * 8.0 / (bps.max(50_000) as f64 * HEADROOM)));
+        let by_estimate = self.estimate_bps.map_or(Duration::ZERO, |bps| {
+            Duration::from_secs_f64(batch_bytes as f64 * 8.0 / (bps.max(50_000) as f64 * HEADROOM))
+        });
         // A path with room for the ordinary stream is not slowed down by its estimate: ordinary pictures leave whole.
         spread.max(by_estimate.min(self.frame_interval))
     }

@@ -122,6 +122,8 @@ pub enum PeerEvent {
     KeyframeWanted,
     /// What its network carries, bits per second.
     Estimate(u64),
+    /// Its display would show pictures just as soon if they were taken this much later.
+    CaptureLater(Duration),
     /// The end. Nothing comes after this.
     Closed(DisconnectCause),
 }
@@ -163,7 +165,9 @@ impl DisconnectCause {
             Self::ClosedByPeer => "The page closed the connection.",
             Self::Shutdown => "The server is shutting down.",
             Self::SignallingClosed => "The session was ended through its signalling connection.",
-            Self::IceNeverConnected => "No network path to the server's UDP port was found; a firewall or NAT may block it.",
+            Self::IceNeverConnected => {
+                "No network path to the server's UDP port was found; a firewall or NAT may block it."
+            }
             Self::IceTimeout => "The network path was lost.",
             Self::Failed => "The secure connection failed.",
         }
@@ -293,7 +297,10 @@ impl Peer {
         let mids = video_mids(&answer);
         let video = negotiate::video_line(&rtc, &mids).map_err(|saw_video| {
             if saw_video || offer.contains("m=video") {
-                OfferError::NoCommonCodec { ours: "H.264 Constrained Baseline", offered: negotiate::offered_video_codecs(offer) }
+                OfferError::NoCommonCodec {
+                    ours: "H.264 Constrained Baseline",
+                    offered: negotiate::offered_video_codecs(offer),
+                }
             } else {
                 OfferError::NoVideo
             }
@@ -364,7 +371,8 @@ impl Peer {
         }
         self.candidates += 1;
         if let Candidate::Usable(text) = candidate {
-            let parsed = str0m::Candidate::from_sdp_string(text).map_err(|_| CandidateError::Malformed(text.clone()))?;
+            let parsed =
+                str0m::Candidate::from_sdp_string(text).map_err(|_| CandidateError::Malformed(text.clone()))?;
             self.rtc.add_remote_candidate(parsed);
         }
         Ok(())
@@ -534,10 +542,24 @@ impl Peer {
     }
 
     fn release_batch(&mut self, now: Instant) {
-        let Self { rtc, pacer, rtp_clock, next_seq_no, counters, config, video, ssrc, extensions_sent, last_capture, sent, .. } = self;
+        let Self {
+            rtc,
+            pacer,
+            rtp_clock,
+            next_seq_no,
+            counters,
+            config,
+            video,
+            ssrc,
+            extensions_sent,
+            last_capture,
+            sent,
+            ..
+        } = self;
         let mut direct = rtc.direct_api();
         let Some(stream) = direct.stream_tx(ssrc) else { return };
-        let repeat_extensions = extensions_sent.is_none_or(|at| now.saturating_duration_since(at) >= EXTENSION_INTERVAL);
+        let repeat_extensions =
+            extensions_sent.is_none_or(|at| now.saturating_duration_since(at) >= EXTENSION_INTERVAL);
         let mut extended_unit: Option<lightpipe_media::MediaTime> = None;
         pacer.release(now, |unit, index| {
             let payloads = unit.rtp_payloads();
@@ -555,7 +577,10 @@ impl Peer {
             let extensions = if extended { extensions_of(config, unit) } else { ExtensionValues::default() };
             let wallclock = config.clock.instant(unit.captured);
             stream.write_rtp(
-                RtpWrite::new(video.pt, (*next_seq_no).into(), rtp_timestamp, wallclock, Arc::clone(payload)).marker(marker).nackable(true).ext_vals(extensions),
+                RtpWrite::new(video.pt, (*next_seq_no).into(), rtp_timestamp, wallclock, Arc::clone(payload))
+                    .marker(marker)
+                    .nackable(true)
+                    .ext_vals(extensions),
             );
             *next_seq_no += 1;
             if marker {
@@ -606,12 +631,23 @@ impl Peer {
             str0m::Event::ChannelOpen(id, label) if label == control::LABEL => self.channel = Some(id),
             str0m::Event::ChannelClose(id) if self.channel == Some(id) => self.channel = None,
             str0m::Event::ChannelData(data) if self.channel == Some(data.id) => {
-                if let Some(FromPage::Ping { t }) = FromPage::parse(&data.data) {
-                    let server_ms = self.config.clock.unix_micros(self.config.clock.at(now)) as f64 / 1000.0;
-                    self.write_control(&ToPage::Pong { t, server_ms });
-                }
+                self.on_page_message(now, FromPage::parse(&data.data));
             }
             str0m::Event::Closed => self.finish(self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause)),
+            _ => {}
+        }
+    }
+
+    fn on_page_message(&mut self, now: Instant, message: Option<FromPage>) {
+        match message {
+            Some(FromPage::Ping { t }) => {
+                let server_ms = self.config.clock.unix_micros(self.config.clock.at(now)) as f64 / 1000.0;
+                self.write_control(&ToPage::Pong { t, server_ms });
+            }
+            // Over a whole interval of the slowest display is no phase but a mistake.
+            Some(FromPage::Phase { later_ms }) if (0.0..=50.0).contains(&later_ms) => {
+                self.events.push_back(PeerEvent::CaptureLater(Duration::from_secs_f64(later_ms / 1000.0)));
+            }
             _ => {}
         }
     }

@@ -178,7 +178,9 @@ impl Receiver {
                 return Output::WakeAt(now + Duration::from_secs(3600));
             }
             match self.rtc.poll_output() {
-                Ok(str0m::Output::Transmit(t)) => return Output::Send { from: t.source, to: t.destination, payload: t.contents.into() },
+                Ok(str0m::Output::Transmit(t)) => {
+                    return Output::Send { from: t.source, to: t.destination, payload: t.contents.into() };
+                }
                 Ok(str0m::Output::Event(event)) => self.on_event(now, event),
                 Ok(str0m::Output::Timeout(at)) => {
                     if !self.rtc.is_alive() {
@@ -212,7 +214,9 @@ impl Receiver {
                 self.connected = true;
                 self.events.push_back(PeerEvent::Connected);
             }
-            str0m::Event::IceConnectionStateChange(IceConnectionState::Disconnected) => self.finish(DisconnectCause::IceTimeout),
+            str0m::Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
+                self.finish(DisconnectCause::IceTimeout)
+            }
             str0m::Event::Closed => self.finish(DisconnectCause::ClosedByPeer),
             str0m::Event::RtpPacket(packet) => {
                 self.ssrc = Some(packet.header.ssrc);
@@ -226,7 +230,12 @@ impl Receiver {
                 self.next_seq_no.get_or_insert(seq_no);
                 self.waiting.insert(
                     seq_no,
-                    Waiting { arrived: now, rtp_timestamp: packet.header.timestamp, marker: packet.header.marker, payload: packet.payload },
+                    Waiting {
+                        arrived: now,
+                        rtp_timestamp: packet.header.timestamp,
+                        marker: packet.header.marker,
+                        payload: packet.payload,
+                    },
                 );
                 self.release(now);
             }

@@ -51,6 +51,11 @@ impl Schedule {
         self.next += 1;
         due
     }
+
+    /// Moves all pictures to come by this much: a display's phase, not a change of rate.
+    pub fn delay(&mut self, by: Duration) {
+        self.start = self.start + by;
+    }
 }
 
 /// Why a rendered source (`cube`, `pattern`) did not start.
@@ -160,13 +165,17 @@ fn run(stop: &AtomicBool, fps: f64, sink: &VideoSink, mut render: impl FnMut(Med
         // Whoever came first waits for no tick: the schedule starts now.
         let mut schedule = Schedule::new(now(), fps);
         while sink.stream.outlets() > 0 {
+            schedule.delay(sink.stream.take_capture_delay());
             let due = schedule.next(now());
             if !sleep_until(sink.clock.instant(due), ended) {
                 return;
             }
             let captured = now();
             match render(captured) {
-                Ok(frame) => sink.frames.push(frame),
+                Ok(mut frame) => {
+                    frame.received = now();
+                    sink.frames.push(frame);
+                }
                 Err(reason) => {
                     sink.stream.set_health(Health::Failed(reason.clone()));
                     let kind = EventKind::SourceFailed { reason };
@@ -222,6 +231,15 @@ mod tests {
             check_due(fps, fps as u64 * day, day as i64 * 1_000_000);
         }
         check_due(30_000.0 / 1001.0, 30_000, 1_001_000_000);
+    }
+
+    #[test]
+    fn a_delay_moves_the_pictures_to_come_and_keeps_the_rate() {
+        let mut schedule = Schedule::new(at(0), 50.0);
+        assert_eq!(schedule.next(at(0)), at(0));
+        schedule.delay(Duration::from_millis(9));
+        assert_eq!(schedule.next(at(0)), at(29_000));
+        assert_eq!(schedule.next(at(29_000)), at(49_000));
     }
 
     /// Asks at each of `nows` and compares the answers.

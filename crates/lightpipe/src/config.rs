@@ -44,7 +44,13 @@ pub struct ServerConfig {
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { host: IpAddr::from([0, 0, 0, 0]), port: 8080, advertise: Vec::new(), media_threads: 0, posts_per_second: 5 }
+        Self {
+            host: IpAddr::from([0, 0, 0, 0]),
+            port: 8080,
+            advertise: Vec::new(),
+            media_threads: 0,
+            posts_per_second: 5,
+        }
     }
 }
 
@@ -198,7 +204,8 @@ pub struct ValueError {
 impl Config {
     /// Checks every range. The readers of a configuration call this once, right after reading.
     pub fn check(&self) -> Result<(), ValueError> {
-        let bad = |key, value: &dyn std::fmt::Display, allowed| Err(ValueError { key, value: value.to_string(), allowed });
+        let bad =
+            |key, value: &dyn std::fmt::Display, allowed| Err(ValueError { key, value: value.to_string(), allowed });
         let v = &self.video;
         let side = |n: u32| (16..=4096).contains(&n) && n.is_multiple_of(2);
         if !side(v.width) {

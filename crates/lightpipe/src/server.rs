@@ -25,7 +25,9 @@ pub enum ServerError {
     #[error(transparent)]
     Config(#[from] ValueError),
     /// The port is taken or not ours to take.
-    #[error("cannot listen on {address} ({transport}): {error}. Another program may use the port; choose one with --port")]
+    #[error(
+        "cannot listen on {address} ({transport}): {error}. Another program may use the port; choose one with --port"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -85,7 +87,8 @@ impl Server {
             advertise: config.server.advertise.clone(),
             threads: config.server.media_threads,
             estimate_bandwidth: config.webrtc.estimate_bandwidth,
-            desired_bitrate_bps: config.video.bitrate_bps(),
+            // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
+            desired_bitrate_bps: config.video.bitrate_bps() * 5 / 4,
             playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
             clock,
             events: events.clone(),
@@ -99,11 +102,13 @@ impl Server {
             .enable_all()
             .build()
             .map_err(ServerError::Start)?;
-        let http_config = HttpConfig { posts_per_second: config.server.posts_per_second, ice_servers: ice_servers(&config) };
+        let http_config =
+            HttpConfig { posts_per_second: config.server.posts_per_second, ice_servers: ice_servers(&config) };
         let (stop_http, stopped) = oneshot::channel();
         {
             let _inside = runtime.enter();
-            let http = HttpServer::new(listener, Arc::clone(&engine), streams.clone(), http_config).map_err(ServerError::Start)?;
+            let http = HttpServer::new(listener, Arc::clone(&engine), streams.clone(), http_config)
+                .map_err(ServerError::Start)?;
             runtime.spawn(async move {
                 let stop = async {
                     let _ = stopped.await;
@@ -156,8 +161,9 @@ impl Server {
         let stream = Stream::new(name, VideoCodec::H264);
         self.streams.add(Arc::clone(&stream), "frames")?;
         let frames = Arc::new(FrameQueue::new(video.queue_frames));
-        let encoder = source::encoder(&stream, &frames, self.clock, &self.events, &video, size.to_even(), video.timecode)
-            .map_err(ServerError::Start)?;
+        let encoder =
+            source::encoder(&stream, &frames, self.clock, &self.events, &video, size.to_even(), video.timecode)
+                .map_err(ServerError::Start)?;
         Ok(FrameSender { size, frames, stream, clock: self.clock, pool: FramePool::new(), _encoder: encoder })
     }
 
@@ -201,7 +207,10 @@ impl Server {
     /// Process ids of the children of sources, by stream.
     pub fn children(&self) -> Vec<(String, u32)> {
         let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.iter().filter_map(|(stream, running)| running.handle.child_pid().map(|pid| (stream.name().to_owned(), pid))).collect()
+        sources
+            .iter()
+            .filter_map(|(stream, running)| running.handle.child_pid().map(|pid| (stream.name().to_owned(), pid)))
+            .collect()
     }
 
     /// Says goodbye to viewers, ends sources and their children, frees the port. Also done on drop.

@@ -71,7 +71,10 @@ pub(crate) fn start(
     // These paint the strip themselves, with the very capture time that they stamp.
     let mut timecode = video.timecode;
     let mut raw = true;
-    let fault = |error: &dyn std::fmt::Display| ServerError::Source { stream: stream.name().to_owned(), reason: error.to_string() };
+    let fault = |error: &dyn std::fmt::Display| ServerError::Source {
+        stream: stream.name().to_owned(),
+        reason: error.to_string(),
+    };
     let child = |input: Input, output: Output, sink: VideoSink| {
         let mut child = ffmpeg::Config::new(input, output);
         child.binary = config.ffmpeg.path.clone().into();

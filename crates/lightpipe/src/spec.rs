@@ -29,7 +29,9 @@ pub enum SourceSpec {
 #[non_exhaustive]
 pub enum SpecError {
     /// No such kind.
-    #[error("unknown source {0:?}; sources are cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH and -")]
+    #[error(
+        "unknown source {0:?}; sources are cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH and -"
+    )]
     Unknown(String),
     /// The part after the colon is missing.
     #[error("{0}: needs something after the colon, as in {1}")]

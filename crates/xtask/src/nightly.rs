@@ -23,8 +23,9 @@ enum Job {
 const TABLE: &[(&str, Job, &[&str])] = &[
     // One at a time, in release: these measure time, and build networks of which the machine has one.
     ("long tests", Job::Tests, &["test", "--workspace", "--release", "--no-fail-fast", "--tests", "--", "--ignored", "--test-threads", "1"]),
-    ("bench latency", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "latency"]),
+    ("bench latency", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "latency", "--seconds", "60", "--joins", "20", "--gate"]),
     ("bench fanout", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "fanout"]),
+    ("bench fanout, estimating", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "fanout", "--estimate"]),
 ];
 
 pub(crate) fn run() -> ExitCode {

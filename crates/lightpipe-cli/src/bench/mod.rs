@@ -1,6 +1,8 @@
 //! `lightpipe bench`: measurements as part of the product.
 
+mod cpu;
 mod fanout;
+mod floor;
 mod latency;
 mod machine;
 mod viewers;

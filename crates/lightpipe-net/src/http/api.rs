@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
+use crate::media::public_part;
 
 pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
     let now = app.engine.clock().at(Instant::now());
@@ -87,11 +88,6 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
     Json(json!({ "peers": peers }))
 }
 
-/// A session's full id is the right to end it, so lists show its first half.
-fn public_part(id: &str) -> &str {
-    id.get(..10).unwrap_or(id)
-}
-
 #[derive(Debug, Deserialize)]
 pub(crate) struct EventsQuery {
     #[serde(default)]
@@ -114,9 +110,13 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
             });
             let detail = match &event.kind {
                 EventKind::FfmpegSpawned { pid } => json!({ "pid": pid }),
-                EventKind::FfmpegExited { reason, retry_in } => json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) }),
+                EventKind::FfmpegExited { reason, retry_in } => {
+                    json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) })
+                }
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
-                EventKind::PeerConnected { peer, took } => json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 }),
+                EventKind::PeerConnected { peer, took } => {
+                    json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 })
+                }
                 EventKind::PeerDisconnected { peer, cause } => json!({ "peer": public_part(peer), "cause": cause }),
                 _ => json!({}),
             };
@@ -149,7 +149,11 @@ pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str)
     }
     let streams = app.streams.all();
     let usable = streams.is_empty() || streams.iter().any(|e| !matches!(e.stream.health(), Health::Failed(_)));
-    if usable { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "every stream's source has failed\n") }
+    if usable {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "every stream's source has failed\n")
+    }
 }
 
 /// Reads a counter.

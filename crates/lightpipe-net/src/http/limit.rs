@@ -29,7 +29,9 @@ impl PostLimiter {
             return true;
         }
         let burst = self.per_second * BURST_SECONDS;
-        let refilled = |(tokens, since): (f64, Instant)| (tokens + now.saturating_duration_since(since).as_secs_f64() * self.per_second).min(burst);
+        let refilled = |(tokens, since): (f64, Instant)| {
+            (tokens + now.saturating_duration_since(since).as_secs_f64() * self.per_second).min(burst)
+        };
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= MAX_ADDRESSES {
             buckets.retain(|_, bucket| refilled(*bucket) < burst);

@@ -45,11 +45,24 @@ impl Page {
 
 pub(crate) async fn page(State(app): State<App>) -> Response {
     let mut page = Page::default();
-    let streams: Vec<_> = app.streams.all().into_iter().map(|e| (e.stream.name().to_owned(), e.stream.stats(), e.stream.health())).collect();
+    let streams: Vec<_> = app
+        .streams
+        .all()
+        .into_iter()
+        .map(|e| (e.stream.name().to_owned(), e.stream.stats(), e.stream.health()))
+        .collect();
 
-    page.family("lightpipe_stream_up", "gauge", "1 when pictures come from the source, 0 while it starts or has failed.");
+    page.family(
+        "lightpipe_stream_up",
+        "gauge",
+        "1 when pictures come from the source, 0 while it starts or has failed.",
+    );
     for (name, _, health) in &streams {
-        page.sample("lightpipe_stream_up", &[("stream", name)], u8::from(*health == lightpipe_media::stream::Health::Live));
+        page.sample(
+            "lightpipe_stream_up",
+            &[("stream", name)],
+            u8::from(*health == lightpipe_media::stream::Health::Live),
+        );
     }
     page.family("lightpipe_stream_viewers", "gauge", "Connected viewers.");
     for (name, ..) in &streams {
@@ -59,8 +72,12 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
     let counters: [(&str, &str, Field); 5] = [
         ("lightpipe_frames_published_total", "Encoded pictures given to outlets.", |s| s.published),
         ("lightpipe_keyframes_published_total", "Keyframes among the published pictures.", |s| s.keyframes),
-        ("lightpipe_keyframe_requests_total", "Keyframe requests of outlets; keyframes answer several at once.", |s| s.keyframe_requests),
-        ("lightpipe_published_bytes_total", "Bytes of published pictures, once whatever the number of viewers.", |s| s.bytes),
+        ("lightpipe_keyframe_requests_total", "Keyframe requests of outlets; keyframes answer several at once.", |s| {
+            s.keyframe_requests
+        }),
+        ("lightpipe_published_bytes_total", "Bytes of published pictures, once whatever the number of viewers.", |s| {
+            s.bytes
+        }),
         ("lightpipe_encoder_errors_total", "Pictures that the encoder failed on.", |s| s.encoder_errors),
     ];
     for (family, help, field) in counters {
@@ -76,9 +93,17 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
     );
     for (name, stats, _) in &streams {
         page.sample("lightpipe_frames_dropped_total", &[("stream", name), ("reason", "raw_queue")], stats.raw_dropped);
-        page.sample("lightpipe_frames_dropped_total", &[("stream", name), ("reason", "encoder_skip")], stats.encoder_skipped);
+        page.sample(
+            "lightpipe_frames_dropped_total",
+            &[("stream", name), ("reason", "encoder_skip")],
+            stats.encoder_skipped,
+        );
     }
-    page.family("lightpipe_stage_seconds", "summary", "Time of one picture in a stage on our side, since the start of the process.");
+    page.family(
+        "lightpipe_stage_seconds",
+        "summary",
+        "Time of one picture in a stage on our side, since the start of the process.",
+    );
     for (name, stats, _) in &streams {
         for (stage, histogram) in [("capture", &stats.capture), ("queue", &stats.queue), ("encode", &stats.encode)] {
             page.summary("lightpipe_stage_seconds", &[("stream", name), ("stage", stage)], histogram);
@@ -93,11 +118,19 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
             None => capture_to_sent.push((peer.stream.clone(), peer.capture_to_sent.clone())),
         }
     }
-    page.family("lightpipe_capture_to_sent_seconds", "summary", "Capture to the last packet handed to the kernel, over the present viewers.");
+    page.family(
+        "lightpipe_capture_to_sent_seconds",
+        "summary",
+        "Capture to the last packet handed to the kernel, over the present viewers.",
+    );
     for (name, histogram) in &capture_to_sent {
         page.summary("lightpipe_capture_to_sent_seconds", &[("stream", name)], histogram);
     }
-    page.family("lightpipe_viewer_frames_dropped", "gauge", "Pictures not sent to the present viewers, by reason; ended viewers leave the sum.");
+    page.family(
+        "lightpipe_viewer_frames_dropped",
+        "gauge",
+        "Pictures not sent to the present viewers, by reason; ended viewers leave the sum.",
+    );
     for (reason, sum) in [
         ("wait_keyframe", peers.iter().map(|p| p.counters.dropped_wait_keyframe).sum::<u64>()),
         ("backlog", peers.iter().map(|p| p.counters.dropped_backlog).sum()),
@@ -115,12 +148,28 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
 
     let c = app.engine.counters();
     for (name, help, counter) in [
-        ("lightpipe_datagrams_sent_total", "Datagrams given to the kernel; divide by lightpipe_send_calls_total for the length of GSO runs.", &c.datagrams_sent),
+        (
+            "lightpipe_datagrams_sent_total",
+            "Datagrams given to the kernel; divide by lightpipe_send_calls_total for the length of GSO runs.",
+            &c.datagrams_sent,
+        ),
         ("lightpipe_send_calls_total", "Calls that sent them.", &c.send_calls),
-        ("lightpipe_datagrams_refused_total", "Datagrams that the kernel refused: full buffer or no route.", &c.datagrams_refused),
+        (
+            "lightpipe_datagrams_refused_total",
+            "Datagrams that the kernel refused: full buffer or no route.",
+            &c.datagrams_refused,
+        ),
         ("lightpipe_datagrams_received_total", "Datagrams received.", &c.datagrams_received),
-        ("lightpipe_datagrams_unknown_total", "Received datagrams from addresses that passed no connectivity check, or for nobody.", &c.datagrams_unknown),
-        ("lightpipe_datagrams_handed_over_total", "Datagrams that reached another media thread's socket.", &c.datagrams_handed_over),
+        (
+            "lightpipe_datagrams_unknown_total",
+            "Received datagrams from addresses that passed no connectivity check, or for nobody.",
+            &c.datagrams_unknown,
+        ),
+        (
+            "lightpipe_datagrams_handed_over_total",
+            "Datagrams that reached another media thread's socket.",
+            &c.datagrams_handed_over,
+        ),
         ("lightpipe_inbox_dropped_total", "Pictures that found a media thread's inbox full.", &c.inbox_dropped),
         ("lightpipe_peers_connected_total", "Sessions that finished ICE and DTLS.", &c.peers_connected),
         ("lightpipe_peer_panics_total", "Sessions ended by a contained bug of ours; report these.", &c.peer_panics),
@@ -142,6 +191,9 @@ mod tests {
         let mut page = Page::default();
         page.family("x_total", "counter", "Counts x.");
         page.sample("x_total", &[("stream", "a\"b\\c\nd"), ("reason", "r")], 3);
-        assert_eq!(page.0, "# HELP x_total Counts x.\n# TYPE x_total counter\nx_total{stream=\"a\\\"b\\\\c\\nd\",reason=\"r\"} 3\n");
+        assert_eq!(
+            page.0,
+            "# HELP x_total Counts x.\n# TYPE x_total counter\nx_total{stream=\"a\\\"b\\\\c\\nd\",reason=\"r\"} 3\n"
+        );
     }
 }

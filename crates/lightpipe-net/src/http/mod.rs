@@ -48,7 +48,11 @@ impl IceServer {
         let mut link = format!("<{}>; rel=\"ice-server\"", self.url);
         if let Some((user, password)) = &self.credentials {
             let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-            link.push_str(&format!("; username=\"{}\"; credential=\"{}\"; credential-type=\"password\"", quoted(user), quoted(password)));
+            link.push_str(&format!(
+                "; username=\"{}\"; credential=\"{}\"; credential-type=\"password\"",
+                quoted(user),
+                quoted(password)
+            ));
         }
         link
     }
@@ -89,7 +93,12 @@ impl std::fmt::Debug for HttpServer {
 
 impl HttpServer {
     /// Takes a bound, non-blocking listener. Call inside a tokio runtime.
-    pub fn new(listener: std::net::TcpListener, engine: Arc<MediaEngine>, streams: Streams, config: HttpConfig) -> io::Result<Self> {
+    pub fn new(
+        listener: std::net::TcpListener,
+        engine: Arc<MediaEngine>,
+        streams: Streams,
+        config: HttpConfig,
+    ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
         let (stop, stopping) = watch::channel(false);
         let app = App {
@@ -127,12 +136,21 @@ fn router(app: App) -> Router {
     // A viewer on a foreign page needs these; nothing here changes anything but the viewer's own session.
     let viewing = CorsLayer::new()
         .allow_origin(Any)
-        .allow_methods([http::Method::POST, http::Method::PATCH, http::Method::DELETE, http::Method::OPTIONS, http::Method::GET])
+        .allow_methods([
+            http::Method::POST,
+            http::Method::PATCH,
+            http::Method::DELETE,
+            http::Method::OPTIONS,
+            http::Method::GET,
+        ])
         .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, header::AUTHORIZATION, header::ACCEPT])
         .expose_headers([header::LOCATION, header::ETAG, header::LINK, header::RETRY_AFTER]);
     let public = Router::new()
         .route("/whep/{stream}", post(whep::create).options(whep::options).fallback(whep::wrong_method))
-        .route("/whep/{stream}/{session}", axum::routing::patch(whep::patch).delete(whep::delete).fallback(whep::wrong_method))
+        .route(
+            "/whep/{stream}/{session}",
+            axum::routing::patch(whep::patch).delete(whep::delete).fallback(whep::wrong_method),
+        )
         .route("/player.js", get(pages::player))
         .layer(viewing);
     let own = Router::new()
@@ -148,11 +166,7 @@ fn router(app: App) -> Router {
         .route("/metrics", get(metrics::page))
         .route("/healthz", get(api::healthz))
         .route("/readyz", get(api::readyz));
-    public
-        .merge(own)
-        .fallback(pages::not_found)
-        .layer(axum::middleware::map_response(security_headers))
-        .with_state(app)
+    public.merge(own).fallback(pages::not_found).layer(axum::middleware::map_response(security_headers)).with_state(app)
 }
 
 /// A page of ours loads nothing from elsewhere and is not sniffed.
@@ -161,7 +175,9 @@ async fn security_headers(mut response: axum::response::Response) -> axum::respo
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(
         HeaderName::from_static("content-security-policy"),
-        HeaderValue::from_static("default-src 'self'; connect-src *; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'"),
+        HeaderValue::from_static(
+            "default-src 'self'; connect-src *; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'",
+        ),
     );
     headers.insert(HeaderName::from_static("referrer-policy"), HeaderValue::from_static("same-origin"));
     response

@@ -24,7 +24,8 @@ fn file(path: &str) -> Response {
         _ => "application/octet-stream",
     };
     // Embedded files change with the binary only, and a stale player against a new server is a bug report.
-    ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-cache")], found.data.into_owned()).into_response()
+    ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-cache")], found.data.into_owned())
+        .into_response()
 }
 
 pub(crate) async fn dashboard() -> Response {

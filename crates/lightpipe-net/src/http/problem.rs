@@ -17,9 +17,17 @@ impl Problem {
     }
 
     pub(crate) fn no_such_stream(name: &str, names: &[String]) -> Self {
-        let known = if names.is_empty() { "there are no streams".to_owned() } else { format!("streams are: {}", names.join(", ")) };
+        let known = if names.is_empty() {
+            "there are no streams".to_owned()
+        } else {
+            format!("streams are: {}", names.join(", "))
+        };
         let name: String = name.chars().take(80).collect();
-        Self::new(StatusCode::NOT_FOUND, "no_such_stream", format!("There is no stream \u{201c}{name}\u{201d}; {known}."))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no_such_stream",
+            format!("There is no stream \u{201c}{name}\u{201d}; {known}."),
+        )
     }
 }
 
@@ -62,7 +70,8 @@ impl IntoResponse for Problem {
         let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let title = code.canonical_reason().unwrap_or("Error");
         let body = serde_json::json!({ "type": "about:blank", "title": title, "status": status, "cause": cause, "detail": detail });
-        let mut response = (code, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response();
+        let mut response =
+            (code, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response();
         if matches!(code, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
         }

@@ -42,11 +42,9 @@ impl Sessions {
     }
 
     fn find(&self, id: &str, stream: &str) -> Result<Session, Problem> {
-        self.lock()
-            .get(id)
-            .filter(|s| s.stream == stream)
-            .cloned()
-            .ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no_such_session", "There is no such session; it may have ended."))
+        self.lock().get(id).filter(|s| s.stream == stream).cloned().ok_or_else(|| {
+            Problem::new(StatusCode::NOT_FOUND, "no_such_session", "There is no such session; it may have ended.")
+        })
     }
 }
 
@@ -57,9 +55,18 @@ fn text_header(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 async fn text_body(body: Body, limit: usize) -> Result<String, Problem> {
     let bytes = tokio::time::timeout(BODY_LIMIT, to_bytes(body, limit))
         .await
-        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "The request's body did not come in time."))?
-        .map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("The body is larger than {limit} bytes, or was cut off.")))?;
-    String::from_utf8(bytes.into()).map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "bad_encoding", "The body is not UTF-8."))
+        .map_err(|_| {
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "The request's body did not come in time.")
+        })?
+        .map_err(|_| {
+            Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                format!("The body is larger than {limit} bytes, or was cut off."),
+            )
+        })?;
+    String::from_utf8(bytes.into())
+        .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "bad_encoding", "The body is not UTF-8."))
 }
 
 /// `POST /whep/{stream}`.
@@ -71,7 +78,11 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, Problem> {
     if !app.limiter.admit(from.ip(), Instant::now()) {
-        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "Too many sessions were asked for from this address."));
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            "Too many sessions were asked for from this address.",
+        ));
     }
     let stream = app.streams.find(&name).ok_or_else(|| Problem::no_such_stream(&name, &app.streams.names()))?;
     whep::check_post(text_header(&headers, header::CONTENT_TYPE))?;
@@ -79,9 +90,10 @@ pub(crate) async fn create(
     let remote_ufrag = whep::ice_ufrag(&offer).to_owned();
     let engine = Arc::clone(&app.engine);
     // Key and certificate work: a few milliseconds that other requests should not wait for.
-    let viewer = tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &offer, Transport::Whep))
-        .await
-        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up."))??;
+    let viewer =
+        tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &offer, Transport::Whep)).await.map_err(
+            |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up."),
+        )??;
     let id = viewer.id;
     let etag = format!("\"{id}-0\"");
     let session = Session { key: viewer.key, stream: name.clone(), etag: etag.clone(), remote_ufrag, restarts: 0 };
@@ -94,9 +106,12 @@ pub(crate) async fn create(
         }
     });
     let location = format!("/whep/{}/{id}", urlencode(&name));
-    let mut response =
-        (StatusCode::CREATED, [(header::CONTENT_TYPE, whep::SDP.to_owned()), (header::LOCATION, location), (header::ETAG, etag)], viewer.answer)
-            .into_response();
+    let mut response = (
+        StatusCode::CREATED,
+        [(header::CONTENT_TYPE, whep::SDP.to_owned()), (header::LOCATION, location), (header::ETAG, etag)],
+        viewer.answer,
+    )
+        .into_response();
     add_ice_servers(&app, &mut response);
     Ok(response)
 }
@@ -139,16 +154,19 @@ pub(crate) async fn patch(
                 entry.remote_ufrag = ufrag;
                 entry.restarts = restarts;
             }
-            let ours: Vec<String> = app.engine.addresses().iter().enumerate().map(|(n, a)| host_candidate(n, a)).collect();
+            let ours: Vec<String> =
+                app.engine.addresses().iter().enumerate().map(|(n, a)| host_candidate(n, a)).collect();
             let answer = SdpFrag::answer(&local.ufrag, &local.pwd, &ours);
-            Ok((StatusCode::OK, [(header::CONTENT_TYPE, whep::TRICKLE.to_owned()), (header::ETAG, etag)], answer).into_response())
+            Ok((StatusCode::OK, [(header::CONTENT_TYPE, whep::TRICKLE.to_owned()), (header::ETAG, etag)], answer)
+                .into_response())
         }
     }
 }
 
 fn trickle(app: &App, key: u64, candidates: &[String]) -> Result<(), Problem> {
     for text in candidates {
-        let candidate = Candidate::parse(text).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad_candidate", e.to_string()))?;
+        let candidate = Candidate::parse(text)
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad_candidate", e.to_string()))?;
         app.engine.add_candidate(key, candidate);
     }
     Ok(())
@@ -161,7 +179,10 @@ fn host_candidate(index: usize, address: &SocketAddr) -> String {
 }
 
 /// `DELETE /whep/{stream}/{session}`.
-pub(crate) async fn delete(State(app): State<App>, Path((stream, id)): Path<(String, String)>) -> Result<StatusCode, Problem> {
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Path((stream, id)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
     let session = app.sessions.find(&id, &stream)?;
     app.sessions.lock().remove(&id);
     app.engine.close(session.key, DisconnectCause::SignallingClosed);

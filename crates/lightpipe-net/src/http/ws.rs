@@ -91,12 +91,25 @@ pub(crate) async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     if !same_origin(&headers) {
-        return Problem::new(StatusCode::FORBIDDEN, "foreign_origin", "WebSocket signalling from another origin is refused.").into_response();
+        return Problem::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            "WebSocket signalling from another origin is refused.",
+        )
+        .into_response();
     }
     if !app.limiter.admit(from.ip(), Instant::now()) {
-        return Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "Too many connections from this address.").into_response();
+        return Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            "Too many connections from this address.",
+        )
+        .into_response();
     }
-    upgrade.max_message_size(MAX_MESSAGE_LEN).max_frame_size(MAX_MESSAGE_LEN).on_upgrade(move |socket| converse(app, socket))
+    upgrade
+        .max_message_size(MAX_MESSAGE_LEN)
+        .max_frame_size(MAX_MESSAGE_LEN)
+        .on_upgrade(move |socket| converse(app, socket))
 }
 
 /// Browsers always send `Origin`; programs usually none. A page of another site must not use its visitor's network position.
@@ -111,7 +124,12 @@ async fn converse(app: App, mut socket: WebSocket) {
     let (sender, mut outgoing) = mpsc::channel(OUTGOING);
     app.rooms.connections().insert(id, sender);
     let mut stopping = app.stopping.clone();
-    let mut session = Conversation { member: Member { app, id, viewers: HashMap::new() }, room: None, early: Vec::new(), closed: Vec::new() };
+    let mut session = Conversation {
+        member: Member { app, id, viewers: HashMap::new() },
+        room: None,
+        early: Vec::new(),
+        closed: Vec::new(),
+    };
     let mut budget = Budget::new(Instant::now());
     loop {
         tokio::select! {
@@ -248,10 +266,14 @@ impl Conversation {
             }
             ClientMessage::Answer { route: Some(route), .. } => match self.destination(&route) {
                 Ok(Destination::Connection(to)) => self.forward(to, text),
-                Ok(Destination::Stream(_)) => vec![ServerMessage::error("unexpected_answer", "streams answer offers, they make none")],
+                Ok(Destination::Stream(_)) => {
+                    vec![ServerMessage::error("unexpected_answer", "streams answer offers, they make none")]
+                }
                 Err(reply) => vec![reply],
             },
-            ClientMessage::Answer { route: None, .. } => vec![ServerMessage::error("unexpected_answer", "the server makes no offers here")],
+            ClientMessage::Answer { route: None, .. } => {
+                vec![ServerMessage::error("unexpected_answer", "the server makes no offers here")]
+            }
             _ => vec![ServerMessage::error("bad_message", "not understood")],
         }
     }
@@ -292,7 +314,8 @@ impl Conversation {
             None => app.streams.default_stream(),
         };
         let Some(found) = found else {
-            let Problem(refusal) = Problem::no_such_stream(stream.as_deref().unwrap_or("(default)"), &app.streams.names());
+            let Problem(refusal) =
+                Problem::no_such_stream(stream.as_deref().unwrap_or("(default)"), &app.streams.names());
             return ServerMessage::error(refusal.cause, refusal.detail);
         };
         match self.negotiate(PLAIN, found, sdp, Transport::WsPlain).await {
@@ -306,13 +329,24 @@ impl Conversation {
         let found = if peer == BOT { app.streams.default_stream() } else { app.streams.find(peer) };
         let Some(found) = found else { return ServerMessage::error("peer_not_found", format!("{peer} has no stream")) };
         match self.negotiate(peer, found, sdp, Transport::WsRoom).await {
-            Ok(sdp) => ServerMessage::Answer { sdp, room: self.room.clone(), from: Some(peer.to_owned()), to: Some(route.from.clone()) },
+            Ok(sdp) => ServerMessage::Answer {
+                sdp,
+                room: self.room.clone(),
+                from: Some(peer.to_owned()),
+                to: Some(route.from.clone()),
+            },
             Err(reply) => reply,
         }
     }
 
     /// A first offer makes a session, a later one renegotiates it.
-    async fn negotiate(&mut self, peer: &str, stream: Arc<Stream>, sdp: String, transport: Transport) -> Result<String, ServerMessage> {
+    async fn negotiate(
+        &mut self,
+        peer: &str,
+        stream: Arc<Stream>,
+        sdp: String,
+        transport: Transport,
+    ) -> Result<String, ServerMessage> {
         let engine = Arc::clone(&self.member.app.engine);
         let refuse = |error: crate::media::ViewerError| ServerMessage::error(describe(&error).1, error);
         if let Some(key) = self.member.viewers.get(peer).copied() {

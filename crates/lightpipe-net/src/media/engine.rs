@@ -94,7 +94,8 @@ impl MediaEngine {
     pub fn start(config: EngineConfig) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Several sockets on one port share its datagrams on Linux only; elsewhere one thread has the port.
-        let threads = if cfg!(target_os = "linux") { if config.threads == 0 { cores.min(8) } else { config.threads } } else { 1 };
+        let threads =
+            if cfg!(target_os = "linux") { if config.threads == 0 { cores.min(8) } else { config.threads } } else { 1 };
         let first = MediaSocket::bind(config.address, threads > 1)?;
         let bound = SocketAddr::new(config.address.ip(), first.port());
         let mut sockets = vec![first];
@@ -102,8 +103,10 @@ impl MediaEngine {
             sockets.push(MediaSocket::bind(bound, true)?);
         }
         let polls: Vec<Poll> = (0..threads).map(|_| Poll::new()).collect::<io::Result<_>>()?;
-        let inboxes: Vec<Arc<Inbox>> =
-            polls.iter().map(|poll| Waker::new(poll.registry(), WAKER).map(|waker| Arc::new(Inbox::new(waker)))).collect::<io::Result<_>>()?;
+        let inboxes: Vec<Arc<Inbox>> = polls
+            .iter()
+            .map(|poll| Waker::new(poll.registry(), WAKER).map(|waker| Arc::new(Inbox::new(waker))))
+            .collect::<io::Result<_>>()?;
         let shared = Arc::new(Shared {
             routes: Arc::default(),
             table: Arc::default(),
@@ -117,7 +120,14 @@ impl MediaEngine {
             handles.push(std::thread::Builder::new().name(format!("media-{index}")).spawn(move || worker.run())?);
         }
         let addresses = reachable_addresses(bound, &config.advertise);
-        Ok(Self { config, identity: Identity::generate(), addresses, shared, threads: Mutex::new(handles), next_key: AtomicU64::new(1) })
+        Ok(Self {
+            config,
+            identity: Identity::generate(),
+            addresses,
+            shared,
+            threads: Mutex::new(handles),
+            next_key: AtomicU64::new(1),
+        })
     }
 
     /// The UDP port.
@@ -131,7 +141,12 @@ impl MediaEngine {
     }
 
     /// Answers an offer for `stream`. Costs some milliseconds of the caller's thread, none of a media thread.
-    pub fn add_viewer(&self, stream: &Arc<Stream>, offer: &str, transport: Transport) -> Result<NewViewer, ViewerError> {
+    pub fn add_viewer(
+        &self,
+        stream: &Arc<Stream>,
+        offer: &str,
+        transport: Transport,
+    ) -> Result<NewViewer, ViewerError> {
         if self.shared.table.pending() >= MAX_PENDING {
             return Err(ViewerError::Busy);
         }
@@ -164,7 +179,15 @@ impl MediaEngine {
                 capture_to_sent: Histogram::default(),
             },
         );
-        let viewer = Viewer { key, id: id.clone(), peer, stream: Arc::clone(stream), created, registration, closed: closed_sender };
+        let viewer = Viewer {
+            key,
+            id: id.clone(),
+            peer,
+            stream: Arc::clone(stream),
+            created,
+            registration,
+            closed: closed_sender,
+        };
         self.command(key, Command::Add(Box::new(viewer)));
         Ok(NewViewer { id, key, answer, closed })
     }
@@ -265,7 +288,9 @@ fn random_id() -> String {
     while id.len() < 20 {
         let mut bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
         for _ in 0..5 {
-            id.push(char::from(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[(bits % 62) as usize]));
+            id.push(char::from(
+                b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[(bits % 62) as usize],
+            ));
             bits /= 62;
         }
     }

@@ -20,10 +20,24 @@ const MAX_DATAGRAMS: usize = 4096;
 
 pub(crate) enum Command {
     Add(Box<Viewer>),
-    Candidate { key: u64, candidate: Candidate },
-    Restart { key: u64, remote: Credentials, reply: oneshot::Sender<Result<Credentials, PeerError>> },
-    Reoffer { key: u64, offer: String, reply: oneshot::Sender<Result<String, PeerError>> },
-    Close { key: u64, cause: DisconnectCause },
+    Candidate {
+        key: u64,
+        candidate: Candidate,
+    },
+    Restart {
+        key: u64,
+        remote: Credentials,
+        reply: oneshot::Sender<Result<Credentials, PeerError>>,
+    },
+    Reoffer {
+        key: u64,
+        offer: String,
+        reply: oneshot::Sender<Result<String, PeerError>>,
+    },
+    Close {
+        key: u64,
+        cause: DisconnectCause,
+    },
     /// Say goodbye to all, end when they are gone.
     Stop,
 }
@@ -110,4 +124,3 @@ impl Outlet for StreamOutlet {
         }
     }
 }
-

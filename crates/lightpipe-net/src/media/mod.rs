@@ -11,4 +11,5 @@ mod table;
 mod worker;
 
 pub use engine::{EngineConfig, MediaEngine, NewViewer, ViewerError, interface_addresses};
+pub(crate) use table::public_part;
 pub use table::{EngineCounters, PeerInfo, Transport};

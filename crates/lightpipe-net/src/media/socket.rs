@@ -45,7 +45,14 @@ impl MediaSocket {
         let _ = state.set_recv_buffer_size((&socket).into(), BUFFER_BYTES);
         let local = socket.local_addr()?;
         let segment_room = 1500 * state.gro_segments().max(1);
-        Ok(Self { socket, state, port: local.port(), local_ip: local.ip(), receive_buffer: vec![0; segment_room * RECEIVE_BATCH], segment_room })
+        Ok(Self {
+            socket,
+            state,
+            port: local.port(),
+            local_ip: local.ip(),
+            receive_buffer: vec![0; segment_room * RECEIVE_BATCH],
+            segment_room,
+        })
     }
 
     pub(crate) const fn port(&self) -> u16 {
@@ -58,7 +65,8 @@ impl MediaSocket {
         let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
         let received = {
             let mut chunks = self.receive_buffer.chunks_mut(self.segment_room);
-            let mut slices: [IoSliceMut<'_>; RECEIVE_BATCH] = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+            let mut slices: [IoSliceMut<'_>; RECEIVE_BATCH] =
+                std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
             match self.state.recv((&self.socket).into(), &mut slices, &mut metas) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
@@ -143,7 +151,11 @@ mod tests {
         let mut receiver = MediaSocket::bind(loopback, false).expect("binds");
         let from = SocketAddr::from(([127, 0, 0, 1], sender.port()));
         let to = SocketAddr::from(([127, 0, 0, 1], receiver.port()));
-        let sent: Vec<Vec<u8>> = [1000, 1000, 1000, 400, 1000, 1000, 1100, 20].iter().enumerate().map(|(i, len)| vec![i as u8; *len]).collect();
+        let sent: Vec<Vec<u8>> = [1000, 1000, 1000, 400, 1000, 1000, 1100, 20]
+            .iter()
+            .enumerate()
+            .map(|(i, len)| vec![i as u8; *len])
+            .collect();
         let mut run = SendRun::default();
         for datagram in &sent {
             run.push(&sender, from, to, datagram);

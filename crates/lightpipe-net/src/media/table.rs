@@ -31,6 +31,11 @@ impl Transport {
     }
 }
 
+/// The part of a session's id that lists and logs may show: the whole id is the right to end the session.
+pub(crate) fn public_part(id: &str) -> &str {
+    id.get(..10).unwrap_or(id)
+}
+
 /// One peer, as of the last second.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
@@ -133,7 +138,8 @@ impl PeerTable {
     }
 
     pub(crate) fn causes(&self) -> Vec<(&'static str, u64)> {
-        let mut all: Vec<_> = self.causes.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(k, v)| (*k, *v)).collect();
+        let mut all: Vec<_> =
+            self.causes.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(k, v)| (*k, *v)).collect();
         all.sort_unstable();
         all
     }

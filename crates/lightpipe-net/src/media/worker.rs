@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::inbox::{Command, Inbox, Pending, StreamOutlet};
 use super::routes::{Place, Registration, Routes};
 use super::socket::{MediaSocket, SendRun};
-use super::table::{EngineCounters, PeerTable};
+use super::table::{EngineCounters, PeerTable, public_part};
 
 const SOCKET: Token = Token(0);
 pub(crate) const WAKER: Token = Token(1);
@@ -85,7 +85,13 @@ struct Fan {
 }
 
 impl Worker {
-    pub(crate) fn new(index: usize, mut socket: MediaSocket, poll: Poll, inbox: Arc<Inbox>, shared: Arc<Shared>) -> io::Result<Self> {
+    pub(crate) fn new(
+        index: usize,
+        mut socket: MediaSocket,
+        poll: Poll,
+        inbox: Arc<Inbox>,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
         poll.registry().register(&mut socket.socket, SOCKET, Interest::READABLE)?;
         Ok(Self {
             index,
@@ -157,7 +163,8 @@ impl Worker {
     fn on_datagram(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], may_hand_over: bool) {
         // STUN names its session; everything else must come from an address that passed a check.
         let is_stun = demux::is_stun(bytes);
-        let by_ufrag = is_stun.then(|| demux::local_ufrag(bytes)).flatten().and_then(|ufrag| self.shared.routes.of_ufrag(ufrag));
+        let by_ufrag =
+            is_stun.then(|| demux::local_ufrag(bytes)).flatten().and_then(|ufrag| self.shared.routes.of_ufrag(ufrag));
         let place = by_ufrag
             .or_else(|| self.by_address.get(&from).map(|key| Place { worker: self.index, key: *key }))
             .or_else(|| self.shared.routes.of_address(from));
@@ -166,7 +173,8 @@ impl Worker {
             return;
         };
         if place.worker != self.index {
-            let taken = may_hand_over && self.shared.inboxes.get(place.worker).is_some_and(|inbox| inbox.datagram(from, to, bytes));
+            let taken = may_hand_over
+                && self.shared.inboxes.get(place.worker).is_some_and(|inbox| inbox.datagram(from, to, bytes));
             let counters = &self.shared.table.counters;
             EngineCounters::add(if taken { &counters.datagrams_handed_over } else { &counters.datagrams_unknown }, 1);
             return;
@@ -214,7 +222,8 @@ impl Worker {
                 }
             }
             Command::Reoffer { key, offer, reply } => {
-                let result = self.turn(key, |peer, _| peer.reoffer(&offer).map(|answer| (answer, peer.local_credentials())));
+                let result =
+                    self.turn(key, |peer, _| peer.reoffer(&offer).map(|answer| (answer, peer.local_credentials())));
                 if let Some(result) = result {
                     if let (Ok((_, local)), Some(slot)) = (&result, self.peers.get_mut(&key)) {
                         slot.viewer.registration.add_ufrag(local.ufrag.clone());
@@ -276,7 +285,11 @@ impl Worker {
     }
 
     /// One call on a peer, then everything that it wants done. A panic ends the peer, not the thread.
-    fn turn<T>(&mut self, key: u64, call: impl FnOnce(&mut Peer, Instant) -> Result<T, PeerError>) -> Option<Result<T, PeerError>> {
+    fn turn<T>(
+        &mut self,
+        key: u64,
+        call: impl FnOnce(&mut Peer, Instant) -> Result<T, PeerError>,
+    ) -> Option<Result<T, PeerError>> {
         let Self { peers, socket, run, shared, timers, .. } = self;
         let slot = peers.get_mut(&key)?;
         let mut happened = Vec::new();
@@ -311,7 +324,7 @@ impl Worker {
             }
             Err(_) => {
                 EngineCounters::add(&shared.table.counters.peer_panics, 1);
-                error!(peer = slot.viewer.id, "a bug ended this session; the others go on");
+                error!(peer = public_part(&slot.viewer.id), "a bug ended this session; the others go on");
                 happened.push(PeerEvent::Closed(DisconnectCause::Failed));
                 None
             }
@@ -331,6 +344,14 @@ impl Worker {
                 }
             }
             PeerEvent::Estimate(_) => self.pass_on_estimates(key),
+            // Several displays have several phases; the picture can follow one.
+            PeerEvent::CaptureLater(by) => {
+                if let Some(slot) = self.peers.get(&key)
+                    && self.shared.table.viewers_of(slot.viewer.stream.name()) == 1
+                {
+                    slot.viewer.stream.delay_capture(*by);
+                }
+            }
             PeerEvent::Closed(cause) => self.remove(key, *cause),
             _ => {}
         }
@@ -343,7 +364,7 @@ impl Worker {
         let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
         self.shared.table.update(key, |info| info.connected = true);
         EngineCounters::add(&self.shared.table.counters.peers_connected, 1);
-        info!(target: "events::peer_connected", peer = id, stream = stream.name(), took_ms = took.as_millis() as u64);
+        info!(target: "events::peer_connected", peer = public_part(&id), stream = stream.name(), took_ms = took.as_millis() as u64);
         let at = self.shared.clock.at(Instant::now());
         self.shared.events.push(at, stream.name(), EventKind::PeerConnected { peer: id, took });
         match self.fans.get_mut(stream.name()) {
@@ -375,7 +396,12 @@ impl Worker {
     fn pass_on_estimates(&mut self, key: u64) {
         let Some(name) = self.peers.get(&key).map(|s| s.viewer.stream.name()) else { return };
         let Some(fan) = self.fans.get(name) else { return };
-        let best = fan.peers.iter().filter_map(|k| self.peers.get(k)).filter_map(|s| s.viewer.peer.counters().estimate_bps).max();
+        let best = fan
+            .peers
+            .iter()
+            .filter_map(|k| self.peers.get(k))
+            .filter_map(|s| s.viewer.peer.counters().estimate_bps)
+            .max();
         fan.subscription.set_bitrate(best);
     }
 
@@ -396,8 +422,12 @@ impl Worker {
         }
         self.shared.table.remove(key, cause.as_str());
         let at = self.shared.clock.at(Instant::now());
-        info!(target: "events::peer_disconnected", peer = viewer.id, stream = name, cause = cause.as_str(), connected);
-        self.shared.events.push(at, name, EventKind::PeerDisconnected { peer: viewer.id.clone(), cause: cause.as_str() });
+        info!(target: "events::peer_disconnected", peer = public_part(&viewer.id), stream = name, cause = cause.as_str(), connected);
+        self.shared.events.push(
+            at,
+            name,
+            EventKind::PeerDisconnected { peer: viewer.id.clone(), cause: cause.as_str() },
+        );
         let _ = viewer.closed.send(cause);
     }
 

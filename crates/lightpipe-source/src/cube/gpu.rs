@@ -13,6 +13,18 @@ use lightpipe_media::{FramePool, MediaTime, PixelFormat, Size, VideoFrame};
 use super::scene::{self, Pose, Shape};
 use crate::ticker::StartError;
 
+/// Whether looking for a real graphics card is worth the 100 ms that the drivers take to load: on Linux a card has a
+/// device node, elsewhere we always look.
+pub(super) fn may_exist() -> bool {
+    if cfg!(not(target_os = "linux")) {
+        return true;
+    }
+    let render_node = std::fs::read_dir("/dev/dri").is_ok_and(|mut nodes| {
+        nodes.any(|node| node.is_ok_and(|n| n.file_name().to_string_lossy().starts_with("renderD")))
+    });
+    render_node || std::path::Path::new("/dev/nvidia0").exists()
+}
+
 /// Which adapters will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Adapter {

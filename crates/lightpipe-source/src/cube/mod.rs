@@ -105,6 +105,7 @@ impl Backend {
     fn choose(size: Size, renderer: Renderer) -> Result<Self, StartError> {
         let gpu = match renderer {
             Renderer::Cpu => None,
+            Renderer::Auto if !gpu::may_exist() => None,
             Renderer::Auto => gpu::Gpu::new(size, gpu::Adapter::RealGpu).ok(),
             Renderer::Gpu => Some(gpu::Gpu::new(size, gpu::Adapter::Any)?),
         };
