@@ -14,7 +14,6 @@ const cards = new Map();
 const rows = new Map();
 let failures = 0;
 
-setText(byId('whip-url'), new URL('/whip/NAME', location.href).href);
 whileVisible(POLL_MS, refresh);
 
 async function refresh() {

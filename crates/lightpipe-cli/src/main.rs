@@ -38,8 +38,15 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             output::error(&error);
-            let usage = error.downcast_ref::<settings::SettingsError>().is_some();
-            ExitCode::from(if usage { exit::USAGE } else { exit::FAILED })
+            ExitCode::from(if is_usage(&error) { exit::USAGE } else { exit::FAILED })
         }
     }
+}
+
+/// Whether the fault is in flags, file or environment.
+fn is_usage(error: &anyhow::Error) -> bool {
+    use lightpipe::ServerError::{Config, Name, NameTaken};
+    error.is::<settings::SettingsError>()
+        || error.is::<lightpipe::SpecError>()
+        || matches!(error.downcast_ref(), Some(Config(_) | Name(_) | NameTaken(_)))
 }

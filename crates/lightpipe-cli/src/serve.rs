@@ -14,18 +14,18 @@ pub(crate) fn run(flags: &ServeFlags) -> anyhow::Result<ExitCode> {
     let named = sources(flags, !config.sources.is_empty())?;
     // Before the threads of the server start, so that none of them takes a signal away from us.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let server = runtime.block_on(async {
-        let signals = Signals::listen()?;
-        let server = start(config, &named, flags.sources.is_empty())?;
-        output::line(format_args!("lightpipe {} is listening. Open:", env!("CARGO_PKG_VERSION")));
-        output::line(format_args!("  {}/", server.url()));
-        for name in server.streams().names() {
-            output::line(format_args!("  {}/watch/{name}", server.url()));
-        }
-        let signal = signals.wait().await;
-        tracing::info!(signal, "stopping");
-        anyhow::Ok(server)
-    })?;
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::listen()?
+    };
+    let server = start(config, &named, flags.sources.is_empty())?;
+    output::line(format_args!("lightpipe {} is listening. Open:", env!("CARGO_PKG_VERSION")));
+    output::line(format_args!("  {}/", server.url()));
+    for name in server.streams().names() {
+        output::line(format_args!("  {}/watch/{name}", server.url()));
+    }
+    let signal = runtime.block_on(signals.wait());
+    tracing::info!(signal, "stopping");
     server.stop();
     Ok(ExitCode::SUCCESS)
 }
@@ -72,7 +72,8 @@ fn has_display() -> bool {
 fn init_logging(json: bool) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,str0m=warn,is=warn,dimpl=warn,wgpu_hal=error,wgpu_core=warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // A full disk or a closed pipe behind stderr loses log lines, never frames: the writer's errors are not ours to die of.
     let _ = if json { builder.json().try_init() } else { builder.with_target(true).compact().try_init() };
 }

@@ -103,11 +103,29 @@ pub(crate) struct Feed {
     pool: FramePool,
     /// Capture time of the last picture, micros: times rise across restarts too.
     last_captured: AtomicI64,
+    /// Somebody watched the last encoded picture. For raw pictures the encoder knows.
+    watched: AtomicBool,
 }
 
 impl Feed {
     pub(crate) fn new(sink: VideoSink, capture_delay: Duration) -> Arc<Self> {
-        Arc::new(Self { sink, capture_delay, pool: FramePool::new(), last_captured: AtomicI64::new(i64::MIN) })
+        Arc::new(Self {
+            sink,
+            capture_delay,
+            pool: FramePool::new(),
+            last_captured: AtomicI64::new(i64::MIN),
+            watched: AtomicBool::new(false),
+        })
+    }
+
+    /// Encoded pictures have no encoder of ours that would say when their track begins and ends to be watched.
+    fn tell_activity(&self, at: MediaTime) {
+        let watched = self.sink.stream.outlets() > 0;
+        if self.watched.swap(watched, Relaxed) != watched {
+            let kind = if watched { EventKind::TrackActive } else { EventKind::TrackIdle };
+            tracing::info!(target: "events::track", stream = self.sink.stream.name(), event = kind.name());
+            self.sink.events.push(at, self.sink.stream.name(), kind);
+        }
     }
 
     pub(crate) fn sink(&self) -> &VideoSink {
@@ -237,6 +255,7 @@ impl Run {
         match normalizer.picture(data) {
             Ok(picture) => {
                 if let Some(captured) = self.ingest(captured, received) {
+                    self.feed.tell_activity(received);
                     self.feed.sink.stream.publish(&Arc::new(AccessUnit::new(
                         VideoCodec::H264,
                         picture.data,

@@ -1,3 +1,3 @@
-//! Under construction.
+//! What tests need and the product does not: a virtual network, network namespaces, parsers under random bytes.
 
 pub mod netlab;

@@ -6,8 +6,9 @@ use std::time::Instant;
 use lightpipe_codec::EncodeThread;
 use lightpipe_media::frame::FrameError;
 use lightpipe_media::{FramePool, FrameQueue, MediaClock, PixelFormat, Size, Stream, VideoFrame};
+use lightpipe_net::Streams;
 
-/// Takes the pictures of a stream from a program. Dropping it ends the stream's encoder; the stream stays, without pictures.
+/// Takes the pictures of a stream from a program. Dropping it ends the stream and frees its name.
 ///
 /// [`Self::push`] never waits: a picture that the encoder has no time for replaces the oldest one that waits.
 #[derive(Debug)]
@@ -17,7 +18,15 @@ pub struct FrameSender {
     pub(crate) stream: Arc<Stream>,
     pub(crate) clock: MediaClock,
     pub(crate) pool: FramePool,
+    pub(crate) streams: Streams,
     pub(crate) _encoder: EncodeThread,
+}
+
+impl Drop for FrameSender {
+    fn drop(&mut self) {
+        self.streams.remove(self.stream.name());
+        self.stream.close();
+    }
 }
 
 impl FrameSender {

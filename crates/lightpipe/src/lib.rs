@@ -22,6 +22,7 @@ pub mod spec;
 
 pub use config::Config;
 pub use frames::FrameSender;
-pub use lightpipe_media::{PixelFormat, Size};
+pub use lightpipe_media::frame::FrameError;
+pub use lightpipe_media::{Event, EventKind, EventLog, PixelFormat, Size};
 pub use server::{Server, ServerError};
 pub use spec::{NamedSource, SourceSpec, SpecError};

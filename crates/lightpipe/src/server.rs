@@ -140,7 +140,7 @@ impl Server {
     /// A stream fed by a source. What goes wrong later (a child that dies) shows in the stream's health, not here.
     pub fn add_source(&self, named: &NamedSource) -> Result<(), ServerError> {
         let stream = Stream::new(named.name.clone(), VideoCodec::H264);
-        self.streams.add(Arc::clone(&stream), named.text.clone())?;
+        self.streams.add(Arc::clone(&stream), named.spec.public_text(&named.text))?;
         match source::start(&named.spec, &stream, self.clock, &self.events, &self.config) {
             Ok(running) => {
                 self.sources.lock().unwrap_or_else(PoisonError::into_inner).push((stream, running));
@@ -157,14 +157,23 @@ impl Server {
     pub fn frames(&self, name: &str, size: Size, fps: f64) -> Result<FrameSender, ServerError> {
         let name = stream_name(name)?;
         let video = crate::config::VideoConfig { fps, ..self.config.video.clone() };
-        Config { video: video.clone(), ..Config::default() }.check()?;
+        let even = size.to_even();
+        let wanted = crate::config::VideoConfig { width: even.width, height: even.height, ..video.clone() };
+        Config { video: wanted, ..Config::default() }.check()?;
         let stream = Stream::new(name, VideoCodec::H264);
         self.streams.add(Arc::clone(&stream), "frames")?;
         let frames = Arc::new(FrameQueue::new(video.queue_frames));
-        let encoder =
-            source::encoder(&stream, &frames, self.clock, &self.events, &video, size.to_even(), video.timecode)
-                .map_err(ServerError::Start)?;
-        Ok(FrameSender { size, frames, stream, clock: self.clock, pool: FramePool::new(), _encoder: encoder })
+        let encoder = source::encoder(&stream, &frames, self.clock, &self.events, &video, even, video.timecode)
+            .map_err(ServerError::Start)?;
+        Ok(FrameSender {
+            size,
+            frames,
+            stream,
+            clock: self.clock,
+            pool: FramePool::new(),
+            streams: self.streams.clone(),
+            _encoder: encoder,
+        })
     }
 
     /// Where the pages are: `http://HOST:PORT`, with an address that a browser can use.
@@ -227,7 +236,8 @@ impl Server {
         }
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runtime) = runtime {
-            runtime.shutdown_timeout(HTTP_STOP_LIMIT);
+            // Elsewhere, because a runtime that ends on a thread of another one panics: embedders have an async `main`.
+            let _ = std::thread::spawn(move || runtime.shutdown_timeout(HTTP_STOP_LIMIT)).join();
         }
     }
 }

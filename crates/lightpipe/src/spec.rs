@@ -40,7 +40,7 @@ pub enum SpecError {
     #[error("{0}: sources are not built yet")]
     NotYet(&'static str),
     /// Not a stream name.
-    #[error("{0:?} is no stream name: 1 to 64 letters, digits, '_', '-' or '.'")]
+    #[error("{0:?} is no stream name: 1 to 64 letters, digits, '_' or '-'")]
     BadName(String),
 }
 
@@ -70,6 +70,14 @@ impl FromStr for SourceSpec {
 }
 
 impl SourceSpec {
+    /// The specification as the API may show it: commands and FFmpeg arguments often hold passwords.
+    pub fn public_text(&self, text: &str) -> String {
+        match self {
+            Self::Ffmpeg(_) | Self::Exec(_) | Self::File(_) => self.default_name().to_owned(),
+            _ => text.to_owned(),
+        }
+    }
+
     /// Name of a stream whose user gave none.
     pub const fn default_name(&self) -> &'static str {
         match self {
@@ -109,11 +117,9 @@ impl FromStr for NamedSource {
     }
 }
 
-/// Checks a stream name.
+/// Checks a stream name. The same rule as for peer ids: every stream is a peer of every room.
 pub fn stream_name(name: &str) -> Result<String, SpecError> {
-    let valid = (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
-        && !name.starts_with('.');
+    let valid = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if valid { Ok(name.to_owned()) } else { Err(SpecError::BadName(name.chars().take(80).collect())) }
 }
 
@@ -143,6 +149,7 @@ mod tests {
         check("pipe=-", Ok(("pipe", SourceSpec::Stdin)));
         check("exec:", Err(SpecError::Incomplete("exec", "exec:./my-renderer")));
         check("cubes", Err(SpecError::Unknown("cubes".into())));
+        check("a.b=cube", Err(SpecError::BadName("a.b".into())));
         check("a/b=cube", Err(SpecError::BadName("a/b".into())));
         check("=cube", Err(SpecError::BadName(String::new())));
         check("mic", Err(SpecError::NotYet("mic")));

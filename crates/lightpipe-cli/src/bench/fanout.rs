@@ -2,16 +2,18 @@
 //!
 //! One server in this process sends one encoded stream to N native viewers in another process, over real ICE, DTLS and
 //! SRTP on loopback. The media threads' CPU time is divided by the packets that they sent, and set beside the floor measured in the same run:
-//! encrypting and handing over the same packets without anything else. Kernel time is in both figures.
+//! encrypting and handing over as many packets to as many sleeping receivers, without anything else. Kernel time is in both figures.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use lightpipe::{Config, Server};
+use lightpipe_media::{AccessUnit, Outlet};
 use serde_json::{Value, json};
 
 use super::machine::Machine;
@@ -25,6 +27,16 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// Payload of the floor's packets; an ordinary packet of this stream, checked against the run's own mean in the report.
 const FLOOR_PACKET_BYTES: usize = 1050;
+
+/// How long the floor is measured.
+const FLOOR_SECONDS: u32 = 4;
+
+/// Keeps the encoder running while memory is read, so that its buffers do not count as a viewer's.
+struct Nobody;
+
+impl Outlet for Nobody {
+    fn deliver(&self, _: &Arc<AccessUnit>) {}
+}
 
 /// Ends the viewers with the measurement, however it ends.
 struct Viewers(Child);
@@ -45,7 +57,13 @@ pub(crate) fn run(flags: &FanoutFlags) -> anyhow::Result<ExitCode> {
     for viewers in &flags.viewers {
         output::note(format_args!("measuring {viewers} viewers for {} s …", flags.seconds));
         // Beside each run, so that a machine that slows down slows both.
-        let floor = floor::measure(3000, packets_per_picture, FLOOR_PACKET_BYTES)?;
+        let load = floor::Load {
+            viewers: *viewers,
+            packets: packets_per_picture,
+            bytes: FLOOR_PACKET_BYTES,
+            seconds: FLOOR_SECONDS,
+        };
+        let floor = floor::measure(load)?;
         runs.push(measure(flags, *viewers, floor)?);
     }
     if flags.json {
@@ -98,6 +116,8 @@ fn measure(flags: &FanoutFlags, viewers: usize, floor: Duration) -> anyhow::Resu
     let server = Server::start(config)?;
     server.add_source(&"pattern".parse()?)?;
     let stream = server.streams().find("pattern").context("pattern")?;
+    let nobody = stream.subscribe(Arc::new(Nobody));
+    std::thread::sleep(SETTLE);
     let before_viewers = cpu::resident_bytes();
     let this = std::env::current_exe()?;
     let seconds = flags.seconds + 2 * SETTLE.as_secs();
@@ -114,6 +134,7 @@ fn measure(flags: &FanoutFlags, viewers: usize, floor: Duration) -> anyhow::Resu
         Some("ready") => {}
         other => bail!("the viewers' process failed: {}", other.unwrap_or("it said nothing")),
     }
+    drop(nobody);
     std::thread::sleep(SETTLE);
     let counters = server.engine().counters();
     let snapshot = || (cpu::threads("media-"), cpu::threads("encode-"), stream.stats().published);

@@ -19,7 +19,6 @@ use axum::routing::{any, get, post};
 use lightpipe_signal::Rooms;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tower_http::cors::{Any, CorsLayer};
 
 use crate::media::MediaEngine;
 use crate::registry::Streams;
@@ -133,26 +132,14 @@ impl HttpServer {
 }
 
 fn router(app: App) -> Router {
-    // A viewer on a foreign page needs these; nothing here changes anything but the viewer's own session.
-    let viewing = CorsLayer::new()
-        .allow_origin(Any)
-        .allow_methods([
-            http::Method::POST,
-            http::Method::PATCH,
-            http::Method::DELETE,
-            http::Method::OPTIONS,
-            http::Method::GET,
-        ])
-        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, header::AUTHORIZATION, header::ACCEPT])
-        .expose_headers([header::LOCATION, header::ETAG, header::LINK, header::RETRY_AFTER]);
     let public = Router::new()
         .route("/whep/{stream}", post(whep::create).options(whep::options).fallback(whep::wrong_method))
         .route(
             "/whep/{stream}/{session}",
-            axum::routing::patch(whep::patch).delete(whep::delete).fallback(whep::wrong_method),
+            axum::routing::patch(whep::patch).delete(whep::delete).options(whep::options).fallback(whep::wrong_method),
         )
         .route("/player.js", get(pages::player))
-        .layer(viewing);
+        .layer(axum::middleware::map_response(open_to_foreign_pages));
     let own = Router::new()
         .route("/", get(pages::dashboard))
         .route("/watch/{stream}", get(pages::watch))
@@ -167,6 +154,21 @@ fn router(app: App) -> Router {
         .route("/healthz", get(api::healthz))
         .route("/readyz", get(api::readyz));
     public.merge(own).fallback(pages::not_found).layer(axum::middleware::map_response(security_headers)).with_state(app)
+}
+
+/// CORS for what a viewer on a foreign page needs: nothing here changes anything but the viewer's own session. The
+/// handlers of OPTIONS stay ours, because WHEP says more in their answers than CORS does.
+async fn open_to_foreign_pages(mut response: axum::response::Response) -> axum::response::Response {
+    for (name, value) in [
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-methods", "GET, POST, PATCH, DELETE, OPTIONS"),
+        ("access-control-allow-headers", "content-type, if-match, authorization, accept"),
+        ("access-control-expose-headers", "location, etag, link, retry-after"),
+        ("access-control-max-age", "600"),
+    ] {
+        response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// A page of ours loads nothing from elsewhere and is not sniffed.

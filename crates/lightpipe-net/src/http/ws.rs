@@ -56,10 +56,10 @@ impl RoomHub {
     }
 
     fn send_to(&self, id: u64, text: String) {
-        let sender = self.connections().get(&id).cloned();
-        // A full queue loses the message; the slow client's own connection closes it on its next send.
-        if let Some(sender) = sender {
-            let _ = sender.try_send(text);
+        let mut connections = self.connections();
+        if connections.get(&id).is_some_and(|sender| sender.try_send(text).is_err()) {
+            // Its queue is full or it is gone. Without a sender its conversation ends after what is queued.
+            connections.remove(&id);
         }
     }
 }

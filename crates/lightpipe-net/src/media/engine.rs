@@ -132,7 +132,7 @@ impl MediaEngine {
 
     /// The UDP port.
     pub fn port(&self) -> u16 {
-        self.addresses.first().map_or(self.config.address.port(), SocketAddr::port)
+        self.addresses.first().map_or_else(|| self.config.address.port(), SocketAddr::port)
     }
 
     /// Our host candidates.

@@ -1,14 +1,14 @@
 //! One media thread: a poll loop over its socket, its inbox and its timers.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lightpipe_media::{AccessUnit, EventKind, EventLog, Histogram, MediaClock, Stream, Subscription};
+use lightpipe_media::{AccessUnit, EventKind, EventLog, Histogram, MediaClock, MediaTime, Stream, Subscription};
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
 use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, demux};
 use mio::{Events, Interest, Poll, Token};
@@ -25,6 +25,9 @@ pub(crate) const WAKER: Token = Token(1);
 
 /// Receive calls per turn of the loop: a flood on the socket must not starve media that waits to be sent.
 const MAX_RECEIVES_PER_TURN: usize = 64;
+
+/// Age of the last keyframe up to which a new viewer starts with it: while requests for another one are held off anyway.
+const REPLAY_SPAN: Duration = lightpipe_media::stream::KEYFRAME_REQUEST_HOLDOFF;
 
 /// How often viewers and the API get fresh figures.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
@@ -71,17 +74,41 @@ struct Slot {
     wake_at: Instant,
     send: Histogram,
     capture_to_sent: Histogram,
-    connected: bool,
+    connected_at: Option<MediaTime>,
 }
 
-/// A stream on this thread.
+/// A stream on this thread, from the first offer for it on: its encoder starts while the viewer still shakes hands.
 struct Fan {
     stream: Arc<Stream>,
+    /// Connected ones.
     peers: Vec<u64>,
+    /// Connected or not; the fan ends with the last.
+    members: usize,
+    /// Pictures since the last keyframe, while that is young. Whoever connects now starts with them at once and costs no
+    /// keyframe of its own.
+    recent: VecDeque<Arc<AccessUnit>>,
     outlet: Arc<StreamOutlet>,
     subscription: Subscription,
     published: u64,
     fps: f64,
+}
+
+impl Fan {
+    /// Keeps a picture for those who connect soon.
+    fn remember(&mut self, unit: &Arc<AccessUnit>) {
+        if unit.keyframe {
+            self.recent.clear();
+        } else if self.recent.is_empty() {
+            return;
+        }
+        let first = self.recent.front().map_or(unit.captured, |first| first.captured);
+        if unit.captured.since(first) > REPLAY_SPAN {
+            // Older pictures would cost more to catch up with than a keyframe.
+            self.recent.clear();
+        } else {
+            self.recent.push_back(Arc::clone(unit));
+        }
+    }
 }
 
 impl Worker {
@@ -197,7 +224,8 @@ impl Worker {
     }
 
     fn fan_out(&mut self, stream: &Arc<Stream>, unit: &Arc<AccessUnit>) {
-        let Some(fan) = self.fans.get(stream.name()) else { return };
+        let Some(fan) = self.fans.get_mut(stream.name()) else { return };
+        fan.remember(unit);
         for key in fan.peers.clone() {
             let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(unit)));
         }
@@ -261,8 +289,9 @@ impl Worker {
             viewer,
             send: Histogram::default(),
             capture_to_sent: Histogram::default(),
-            connected: false,
+            connected_at: None,
         };
+        self.join_fan(&slot.viewer.stream);
         self.peers.insert(key, slot);
         let _ = self.turn(key, |peer, now| peer.handle(now, Input::Tick));
     }
@@ -308,12 +337,15 @@ impl Worker {
                 }
             }
             run.flush(socket);
-            let Slot { viewer, send, capture_to_sent, .. } = slot;
+            let Slot { viewer, send, capture_to_sent, connected_at, .. } = slot;
             let mut handed_over = None;
             viewer.peer.take_sent(|sent| {
                 let at = *handed_over.get_or_insert_with(|| shared.clock.at(Instant::now()));
-                send.record(at.since(sent.encoded));
-                capture_to_sent.record(at.since(sent.captured));
+                // What a new viewer was given from before its time says nothing about ours.
+                if connected_at.is_some_and(|connected| sent.captured >= connected) {
+                    send.record(at.since(sent.encoded));
+                    capture_to_sent.record(at.since(sent.captured));
+                }
             });
             result
         }));
@@ -359,7 +391,7 @@ impl Worker {
 
     fn on_connected(&mut self, key: u64) {
         let Some(slot) = self.peers.get_mut(&key) else { return };
-        slot.connected = true;
+        slot.connected_at = Some(self.shared.clock.at(Instant::now()));
         let stream = Arc::clone(&slot.viewer.stream);
         let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
         self.shared.table.update(key, |info| info.connected = true);
@@ -367,24 +399,40 @@ impl Worker {
         info!(target: "events::peer_connected", peer = public_part(&id), stream = stream.name(), took_ms = took.as_millis() as u64);
         let at = self.shared.clock.at(Instant::now());
         self.shared.events.push(at, stream.name(), EventKind::PeerConnected { peer: id, took });
-        match self.fans.get_mut(stream.name()) {
-            Some(fan) => {
-                fan.peers.push(key);
-                fan.subscription.request_keyframe();
-            }
-            None => {
-                let outlet = Arc::new(StreamOutlet {
-                    stream: Arc::downgrade(&stream),
-                    inbox: Arc::clone(&self.inbox),
-                    counters: Arc::clone(&self.shared.table),
-                    broken: Mutex::new(false),
-                });
-                let subscription = stream.subscribe(outlet.clone());
-                let published = stream.stats().published;
-                let name = stream.name().to_owned();
-                self.fans.insert(name, Fan { stream, peers: vec![key], outlet, subscription, published, fps: 0.0 });
-            }
+        let Some(fan) = self.fans.get_mut(stream.name()) else { return };
+        fan.peers.push(key);
+        if fan.recent.is_empty() {
+            fan.subscription.request_keyframe();
+            return;
         }
+        for unit in fan.recent.clone() {
+            let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(&unit)));
+        }
+    }
+
+    /// Counts one more member of a stream's fan, which begins with the first.
+    fn join_fan(&mut self, stream: &Arc<Stream>) {
+        if let Some(fan) = self.fans.get_mut(stream.name()) {
+            fan.members += 1;
+            return;
+        }
+        let outlet = Arc::new(StreamOutlet {
+            stream: Arc::downgrade(stream),
+            inbox: Arc::clone(&self.inbox),
+            counters: Arc::clone(&self.shared.table),
+            broken: Mutex::new(false),
+        });
+        let fan = Fan {
+            subscription: stream.subscribe(outlet.clone()),
+            published: stream.stats().published,
+            stream: Arc::clone(stream),
+            peers: Vec::new(),
+            members: 1,
+            recent: VecDeque::new(),
+            outlet,
+            fps: 0.0,
+        };
+        self.fans.insert(stream.name().to_owned(), fan);
     }
 
     fn fan_of(&mut self, key: u64) -> Option<&mut Fan> {
@@ -407,7 +455,8 @@ impl Worker {
 
     fn remove(&mut self, key: u64, cause: DisconnectCause) {
         let Some(slot) = self.peers.remove(&key) else { return };
-        let Slot { viewer, connected, .. } = slot;
+        let Slot { viewer, connected_at, .. } = slot;
+        let connected = connected_at.is_some();
         for address in viewer.registration.addresses() {
             if self.by_address.get(address) == Some(&key) {
                 self.by_address.remove(address);
@@ -416,7 +465,8 @@ impl Worker {
         let name = viewer.stream.name();
         if let Some(fan) = self.fans.get_mut(name) {
             fan.peers.retain(|k| *k != key);
-            if fan.peers.is_empty() {
+            fan.members -= 1;
+            if fan.members == 0 {
                 self.fans.remove(name);
             }
         }
