@@ -4,6 +4,7 @@
 const STUN_HEADER_LEN: usize = 20;
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
+const BINDING_SUCCESS: [u8; 2] = [0x01, 0x01];
 const ATTRIBUTE_USERNAME: u16 = 0x0006;
 /// RFC 8489 §14.3: fewer than 509 bytes.
 const MAX_USERNAME_LEN: usize = 508;
@@ -11,6 +12,12 @@ const MAX_USERNAME_LEN: usize = 508;
 /// Whether this is a STUN message (RFC 7983: first byte 0 to 3, and the magic cookie).
 pub fn is_stun(datagram: &[u8]) -> bool {
     datagram.len() >= STUN_HEADER_LEN && datagram[0] < 4 && datagram[4..8] == MAGIC_COOKIE
+}
+
+/// Whether an accepted datagram shows that its path carries both ways: an answer to our check, or what the engine takes only
+/// from checked addresses. A request shows one direction.
+pub(crate) fn proves_path(datagram: &[u8]) -> bool {
+    !is_stun(datagram) || datagram[..2] == BINDING_SUCCESS
 }
 
 /// The receiving side's ufrag in a STUN binding request: the part of USERNAME before the colon. Nothing here is

@@ -50,6 +50,13 @@ pub(crate) fn parse_offer(sdp: &str) -> Result<SdpOffer, OfferError> {
     if media_lines > MAX_MEDIA_LINES {
         return Err(OfferError::TooLarge { what: format!("{media_lines} m-lines"), limit: MAX_MEDIA_LINES });
     }
+    // The engine drops an m-line that it cannot read and answers as if it had not been there. RFC 8866 §5.14: four fields.
+    if let Some(short) = sdp.lines().find(|l| l.starts_with("m=") && l.split_ascii_whitespace().count() < 4) {
+        return Err(OfferError::Malformed(format!(
+            "incomplete m-line {:?}",
+            short.chars().take(80).collect::<String>()
+        )));
+    }
     let candidates = sdp.lines().filter(|l| l.starts_with("a=candidate:")).count();
     if candidates > MAX_CANDIDATES {
         return Err(OfferError::TooLarge { what: format!("{candidates} candidates"), limit: MAX_CANDIDATES });
@@ -67,6 +74,14 @@ fn is_mdns_candidate(line: &str) -> bool {
 /// The fifth field of a candidate attribute (RFC 8839 §5.1).
 fn connection_address(candidate: &str) -> Option<&str> {
     candidate.split_ascii_whitespace().nth(4)
+}
+
+/// Whether an m-line of the offer wants to receive video. Without a direction attribute it does (RFC 8866 §6.7).
+pub(crate) fn wants_video(sdp: &str) -> bool {
+    let mut sections = sdp.split("\nm=").skip(1);
+    sections.any(|section| {
+        section.starts_with("video") && !section.lines().any(|l| matches!(l.trim_end(), "a=sendonly" | "a=inactive"))
+    })
 }
 
 /// Names of the codecs in the offer's video m-lines, for an error message.
@@ -113,19 +128,13 @@ pub(crate) struct VideoLine {
 }
 
 /// First sending video m-line with a payload type for our codec.
-pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Result<VideoLine, bool> {
-    let mut saw_video = false;
-    for mid in mids {
-        let Some(media) = rtc.media(*mid) else { continue };
-        if media.kind() != MediaKind::Video || !media.direction().is_sending() {
-            continue;
-        }
-        saw_video = true;
-        if let Some(pt) = choose_h264(media.remote_pts(), rtc.codec_config().params()) {
-            return Ok(VideoLine { mid: *mid, pt });
-        }
-    }
-    Err(saw_video)
+pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Option<VideoLine> {
+    mids.iter().find_map(|mid| {
+        let media = rtc.media(*mid)?;
+        let sends = media.kind() == MediaKind::Video && media.direction().is_sending();
+        let pt = sends.then(|| choose_h264(media.remote_pts(), rtc.codec_config().params())).flatten()?;
+        Some(VideoLine { mid: *mid, pt })
+    })
 }
 
 /// A remote candidate, parsed.
@@ -235,6 +244,17 @@ mod tests {
         let sdp = "m=audio 9 x 111\r\na=rtpmap:111 opus/48000/2\r\nm=video 9 x 96 97 98\r\na=rtpmap:96 VP8/90000\r\na=rtpmap:97 rtx/90000\r\na=rtpmap:98 VP9/90000\r\n";
         assert_eq!(offered_video_codecs(sdp), "VP8, VP9");
         assert_eq!(offered_video_codecs(""), "none");
+    }
+
+    #[test]
+    fn only_an_m_line_that_receives_wants_video() {
+        let check = |sdp: &str, expected| assert_eq!(wants_video(sdp), expected, "{sdp:?}");
+        check("v=0\r\nm=video 9 x 96\r\na=recvonly\r\n", true);
+        check("v=0\nm=audio 9 x 0\na=sendonly\nm=video 9 x 96\n", true);
+        check("v=0\r\nm=video 9 x 96\r\na=sendonly\r\n", false);
+        check("v=0\r\nm=video 9 x 96\r\na=inactive\r\nm=audio 9 x 0\r\na=recvonly\r\n", false);
+        check("v=0\r\nm=audio 9 x 0\r\n", false);
+        check("", false);
     }
 
     #[test]

@@ -13,9 +13,10 @@ use str0m::config::DtlsCert;
 use str0m::media::{MediaTime as RtcTime, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc};
-use str0m::{IceConnectionState, IceCreds, Rtc};
+use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc};
 
 use crate::control::{self, FromPage, ToPage, ViewerStats};
+use crate::demux;
 use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError, VideoLine};
 use crate::pacer::{Admitted, Pacer};
 
@@ -30,17 +31,50 @@ const RTX_CACHE_AGE: Duration = Duration::from_millis(1200);
 /// loss that a bad Wi-Fi has every evening; half of the traffic still ends a NACK storm.
 const RTX_RATIO_CAP: f32 = 0.5;
 
-/// After this long without a working candidate pair a session is over; browsers give up a little later.
-const ICE_DISCONNECTED_LIMIT: Duration = Duration::from_secs(8);
+/// After this long without any candidate pair that could still work a session is over. The engine itself takes up to 24 s to
+/// call a silent pair dead; together this is the half minute after which browsers have given up too.
+const ICE_DISCONNECTED_LIMIT: Duration = Duration::from_secs(5);
 
-/// A session that never connected.
+/// Time for connectivity checks to find a path: of a new session, and after an ICE restart.
 const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// Silence of the media path after which another checked path takes over. A viewer's receiver reports come every
+/// second, its checks every two or three; the engine would stay on a path of higher priority until that is dead for good.
+const PATH_SILENCE: Duration = Duration::from_millis(2500);
+
+/// First retransmission of a connectivity check; doubles from there. RFC 8445 §14.3 wants 500 ms for strangers' networks, but a viewer
+/// asked for these checks, and they are one small datagram each.
+const INITIAL_STUN_RTO: Duration = Duration::from_millis(50);
 
 /// Time for BYE and DTLS close_notify to leave.
 const CLOSE_DRAIN_LIMIT: Duration = Duration::from_millis(250);
 
 /// How often playout-delay and capture time are repeated.
 const EXTENSION_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often an idle bandwidth estimator is served. Its own interval with feedback is 25 ms.
+const IDLE_ESTIMATOR_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How far the engine's time may run ahead while a batch goes through its pacer, which takes a microsecond for each packet.
+const ENGINE_TURNS: Duration = Duration::from_micros(200);
+
+/// After this long without loss, an estimate below a third of the desired rate is doubted: the estimator begins again, at twice
+/// as much, with its probes.
+///
+/// Losses of a start that was too fast hold the estimate at a tenth of a 1 Mbit/s path, and it grows back by 8 % each second
+/// (measured in virtual time, `tests/it/estimate.rs`). Beginning low instead costs every viewer on a LAN seconds of a poor picture: a
+/// probe that leaves in one run of datagrams arrives within one tick of the feedback's clock and tells nothing.
+const DOUBT_AFTER: Duration = Duration::from_secs(2);
+
+/// Longest pause between doubts: each one that changes nothing doubles it, because a path may really be that narrow.
+const DOUBT_MAX: Duration = Duration::from_secs(60);
+
+/// How often the estimate is read while it is wanted. The engine's own events are means over three seconds: a viewer whose
+/// network got worse would drown in a full queue meanwhile.
+const ESTIMATE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Change of the estimate that is worth an event.
+const ESTIMATE_STEP: f64 = 0.05;
 
 /// DTLS identity, shared by all peers of a process.
 #[derive(Debug, Clone)]
@@ -238,7 +272,7 @@ pub struct Credentials {
 
 /// One peer connection that sends a stream's video.
 ///
-/// Calls: [`Self::answer`] makes it. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
+/// Calls: [`Self::answer`] makes it; begin with [`Self::handle`] and [`Input::Tick`]. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
 /// [`Self::send_stats`] or [`Self::close`] call [`Self::poll`] until it answers [`Output::WakeAt`]; at that
 /// instant call `handle` with [`Input::Tick`]. After [`PeerEvent::Closed`] drop it.
 #[derive(Debug)]
@@ -255,9 +289,21 @@ pub struct Peer {
     candidates: usize,
     created: Instant,
     connected: bool,
-    disconnected_since: Option<Instant>,
+    path: Path,
+    /// Without a working candidate pair until then, the session is over.
+    path_deadline: Option<Instant>,
     closing: Option<(DisconnectCause, Instant)>,
+    said_goodbye: bool,
     closed: bool,
+    /// Nothing was sent since the last input.
+    idle_turn: bool,
+    /// The engine's mean estimate of the last three seconds.
+    mean_estimate: Option<Bitrate>,
+    /// Its estimate when it was last read.
+    current_estimate: Option<Bitrate>,
+    /// Since when the estimate has been low without losses.
+    low_since: Option<Instant>,
+    doubt_after: Duration,
     events: std::collections::VecDeque<PeerEvent>,
     counters: Counters,
     keyframe_asked: bool,
@@ -274,13 +320,27 @@ impl Peer {
         let mut rtc_config = Rtc::builder()
             .set_rtp_mode(true)
             .set_dtls_cert(config.identity.certificate())
-            .set_stats_interval(Some(Duration::from_secs(1)))
+            .set_stats_interval(Some(if config.estimate_bandwidth {
+                ESTIMATE_INTERVAL
+            } else {
+                Duration::from_secs(1)
+            }))
             .set_sctp_max_buffered_amount(64 << 10)
             .set_sctp_max_message_size(64 << 10)
             .clear_codecs()
             .enable_opus(true, false)
+            // Only what is used: each extension costs every packet some bytes.
+            .clear_extension_map()
+            .set_extension(4, str0m::rtp::Extension::RtpMid)
             .set_extension(5, str0m::rtp::Extension::PlayoutDelay)
             .set_extension(6, str0m::rtp::Extension::AbsoluteCaptureTime);
+        if config.estimate_bandwidth {
+            // Without it the receiver sends no transport feedback, twenty datagrams a second that nobody would read.
+            rtc_config = rtc_config.set_extension(3, str0m::rtp::Extension::TransportSequenceNumber);
+        }
+        // Our first check leaves before the viewer has read our answer, and is dropped there; the retransmissions find it ready.
+        // At the engine's 250 ms a viewer with a host candidate in its offer needs a second to connect (measured).
+        rtc_config.set_initial_stun_rto(INITIAL_STUN_RTO);
         let codecs = rtc_config.codec_config();
         codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
         codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
@@ -295,8 +355,8 @@ impl Peer {
         }
         let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
         let mids = video_mids(&answer);
-        let video = negotiate::video_line(&rtc, &mids).map_err(|saw_video| {
-            if saw_video || offer.contains("m=video") {
+        let video = negotiate::video_line(&rtc, &mids).ok_or_else(|| {
+            if negotiate::wants_video(offer) {
                 OfferError::NoCommonCodec {
                     ours: "H.264 Constrained Baseline",
                     offered: negotiate::offered_video_codecs(offer),
@@ -329,9 +389,16 @@ impl Peer {
             candidates: 0,
             created: now,
             connected: false,
-            disconnected_since: None,
+            path: Path::default(),
+            path_deadline: None,
             closing: None,
+            said_goodbye: false,
             closed: false,
+            idle_turn: false,
+            mean_estimate: None,
+            current_estimate: None,
+            low_since: None,
+            doubt_after: DOUBT_AFTER,
             events: std::collections::VecDeque::new(),
             counters: Counters::default(),
             keyframe_asked: false,
@@ -410,10 +477,8 @@ impl Peer {
         if cause == DisconnectCause::Shutdown {
             self.write_control(&ToPage::Bye { cause: cause.as_str(), text: cause.sentence() });
         }
+        // The engine's own goodbye follows in `poll`, behind the message: closing drops what the channel still holds.
         self.closing = Some((cause, now + CLOSE_DRAIN_LIMIT));
-        if self.rtc.close().is_err() {
-            self.finish(cause);
-        }
     }
 
     /// Tells the player what it cannot measure itself.
@@ -426,6 +491,7 @@ impl Peer {
         if self.closed {
             return Ok(());
         }
+        self.idle_turn = true;
         match input {
             Input::Datagram { from, to, payload } => {
                 let receive = Receive::new(Protocol::Udp, from, to, payload).map_err(|_| PeerError::NotMine)?;
@@ -434,6 +500,7 @@ impl Peer {
                 if !self.rtc.accepts(&input) {
                     return Err(PeerError::NotMine);
                 }
+                self.path.heard(now, from, payload);
                 self.engine(|rtc| rtc.handle_input(input))?;
             }
             Input::Media(unit) => {
@@ -459,27 +526,54 @@ impl Peer {
             }
             match self.rtc.poll_output() {
                 Ok(str0m::Output::Transmit(t)) => {
+                    self.idle_turn = false;
                     self.counters.sent_packets += 1;
                     self.counters.sent_bytes += t.contents.len() as u64;
-                    return Output::Send { from: t.source, to: t.destination, payload: t.contents.into() };
+                    let to = self.path.route(now, t.destination, &t.contents);
+                    return Output::Send { from: t.source, to, payload: t.contents.into() };
                 }
                 Ok(str0m::Output::Event(event)) => self.on_event(now, event),
                 Ok(str0m::Output::Timeout(at)) => {
+                    if let Some((cause, _)) = self.closing
+                        && !std::mem::replace(&mut self.said_goodbye, true)
+                    {
+                        if self.rtc.close().is_err() {
+                            self.finish(cause);
+                        }
+                        continue;
+                    }
+                    // The engine's pacer lets one packet through per turn, even of a stream that it does not pace. The turns
+                    // happen here, so that a batch leaves as one run of datagrams.
+                    let turn = !self.idle_turn
+                        && at <= now + ENGINE_TURNS
+                        && self.rtc.last_timeout_reason() == Reason::Pacer(PacerReason::Immediate);
+                    if turn {
+                        self.idle_turn = true;
+                        if self.rtc.handle_input(str0m::Input::Timeout(at.max(now))).is_err() {
+                            self.finish(DisconnectCause::Failed);
+                        }
+                        continue;
+                    }
                     if !self.rtc.is_alive() {
                         let cause = self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause);
                         self.finish(cause);
                         continue;
                     }
-                    return Output::WakeAt(self.next_wake(at));
+                    return Output::WakeAt(self.next_wake(now, at));
                 }
                 Err(_) => self.finish(self.closing.map_or(DisconnectCause::Failed, |(cause, _)| cause)),
             }
         }
     }
 
-    fn next_wake(&self, engine: Instant) -> Instant {
+    fn next_wake(&self, now: Instant, engine: Instant) -> Instant {
         let mut at = engine;
-        if let Some(pace) = self.pacer.wake_at().filter(|_| self.connected) {
+        // Without feedback the estimator asks to be woken once per round trip, on loopback without end. When the last
+        // turn had nothing to send either, it can wait.
+        if self.idle_turn && self.rtc.last_timeout_reason() == Reason::BweDelayControl {
+            at = at.max(now + IDLE_ESTIMATOR_INTERVAL);
+        }
+        if let Some(pace) = self.pacer.wake_at().filter(|_| self.connected && self.closing.is_none()) {
             at = at.min(pace);
         }
         if let Some((_, limit)) = self.closing {
@@ -488,10 +582,7 @@ impl Peer {
         if !self.connected {
             at = at.min(self.created + ICE_CONNECT_LIMIT);
         }
-        if let Some(since) = self.disconnected_since {
-            at = at.min(since + ICE_DISCONNECTED_LIMIT);
-        }
-        at
+        self.path_deadline.map_or(at, |deadline| at.min(deadline))
     }
 
     fn check_limits(&mut self, now: Instant) {
@@ -501,7 +592,7 @@ impl Peer {
             }
         } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
             self.finish(DisconnectCause::IceNeverConnected);
-        } else if self.disconnected_since.is_some_and(|since| now >= since + ICE_DISCONNECTED_LIMIT) {
+        } else if self.connected && self.path_deadline.is_some_and(|deadline| now >= deadline) {
             self.finish(DisconnectCause::IceTimeout);
         }
     }
@@ -611,18 +702,25 @@ impl Peer {
                 self.connected = true;
                 self.events.push_back(PeerEvent::Connected);
             }
-            str0m::Event::IceConnectionStateChange(state) => {
-                self.disconnected_since = (state == IceConnectionState::Disconnected && self.connected).then_some(now);
-            }
+            str0m::Event::IceConnectionStateChange(state) => self.on_ice_state(now, state),
             str0m::Event::KeyframeRequest(_) => {
                 self.counters.keyframe_requests += 1;
                 self.events.push_back(PeerEvent::KeyframeWanted);
             }
-            str0m::Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. }) => self.on_estimate(estimate),
+            str0m::Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. }) => {
+                // The first is where it begins: a target for the encoder, no reason to hold packets back.
+                let measured = self.mean_estimate.replace(estimate).is_some();
+                self.on_estimate(self.current_estimate.map_or(estimate, |current| current.min(estimate)), measured);
+            }
             str0m::Event::PeerStats(stats) => {
                 // RTCP's round trip follows the media path; ICE's keepalive is there before the first report.
                 let ice = stats.selected_candidate_pair.and_then(|p| p.current_round_trip_time);
                 self.counters.rtt = stats.rtt.or(ice).or(self.counters.rtt);
+                self.current_estimate = stats.bwe_tx;
+                self.doubt_estimate(now, stats.egress_loss_fraction);
+                if let (Some(current), Some(mean)) = (stats.bwe_tx, self.mean_estimate) {
+                    self.on_estimate(current.min(mean), true); // down at once, up with the mean
+                }
             }
             str0m::Event::MediaEgressStats(stats) if stats.mid == self.video.mid => {
                 self.counters.nacks = stats.nacks;
@@ -652,11 +750,49 @@ impl Peer {
         }
     }
 
-    fn on_estimate(&mut self, estimate: Bitrate) {
+    /// `Checking` is the beginning, a restart, or the time after the last pair died while others are still being tried. None of
+    /// them may last for ever, and changing between states must not buy time.
+    fn on_ice_state(&mut self, now: Instant, state: IceConnectionState) {
+        let limit = match state {
+            IceConnectionState::Connected | IceConnectionState::Completed => {
+                self.path_deadline = None;
+                return;
+            }
+            IceConnectionState::Disconnected if self.connected => ICE_DISCONNECTED_LIMIT,
+            IceConnectionState::Disconnected | IceConnectionState::New | IceConnectionState::Checking => {
+                ICE_CONNECT_LIMIT
+            }
+        };
+        let deadline = now + limit;
+        self.path_deadline = Some(self.path_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
+    fn on_estimate(&mut self, estimate: Bitrate, measured: bool) {
         let bps = estimate.as_u64();
+        if self.counters.estimate_bps.is_some_and(|last| (bps as f64 / last as f64 - 1.0).abs() < ESTIMATE_STEP) {
+            return;
+        }
         self.counters.estimate_bps = Some(bps);
-        self.pacer.set_estimate(Some(bps));
+        // Probes stop at the desired rate: an estimate above it says that there is room, not how much.
+        self.pacer.set_estimate((measured && bps < self.config.desired_bitrate_bps).then_some(bps));
         self.events.push_back(PeerEvent::Estimate(bps));
+    }
+
+    /// See [`DOUBT_AFTER`].
+    fn doubt_estimate(&mut self, now: Instant, loss: Option<f32>) {
+        let low = self.current_estimate.filter(|current| current.as_u64() < self.config.desired_bitrate_bps / 3);
+        if low.is_none() {
+            self.doubt_after = DOUBT_AFTER;
+        }
+        let Some(low) = low.filter(|_| loss.is_none_or(|loss| loss < 0.01)) else {
+            self.low_since = None;
+            return;
+        };
+        if now.saturating_duration_since(*self.low_since.get_or_insert(now)) >= self.doubt_after {
+            self.low_since = None;
+            self.doubt_after = (self.doubt_after * 2).min(DOUBT_MAX);
+            self.rtc.bwe().reset(Bitrate::from(low.as_u64() * 2));
+        }
     }
 
     /// Best effort: an unopened channel or a full buffer loses the message; the next one says it again.
@@ -666,6 +802,42 @@ impl Peer {
         {
             let _ = channel.write(false, &message.to_json());
         }
+    }
+}
+
+/// Where media goes.
+///
+/// A NAT that gives the viewer a new address leaves the engine on the old pair for most of half a minute. So when the path
+/// is silent and another one, checked in both directions, carries datagrams, media takes that.
+#[derive(Debug, Default)]
+struct Path {
+    /// Where the engine sends, and when that (or the detour) was last heard.
+    engine: Option<(SocketAddr, Instant)>,
+    /// Where we send instead.
+    detour: Option<SocketAddr>,
+}
+
+impl Path {
+    /// A datagram that the engine accepts came from this address.
+    fn heard(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
+        let Some((to, last)) = &mut self.engine else { return };
+        if from == self.detour.unwrap_or(*to) {
+            *last = now;
+        } else if now.saturating_duration_since(*last) >= PATH_SILENCE && demux::proves_path(payload) {
+            self.detour = (from != *to).then_some(from);
+            *last = now;
+        }
+    }
+
+    /// Where to send what the engine addressed to `to`. Connectivity checks go where they belong.
+    fn route(&mut self, now: Instant, to: SocketAddr, payload: &[u8]) -> SocketAddr {
+        if demux::is_stun(payload) {
+            return to;
+        }
+        if self.engine.is_none_or(|(known, _)| known != to) {
+            *self = Self { engine: Some((to, now)), detour: None };
+        }
+        self.detour.unwrap_or(to)
     }
 }
 

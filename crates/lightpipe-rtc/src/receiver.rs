@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lightpipe_media::h264;
+use lightpipe_media::h264::{self, NalType};
 use lightpipe_media::packetize::Depacketizer;
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
@@ -20,8 +20,9 @@ use str0m::{Candidate, IceConnectionState, Rtc};
 use crate::peer::{Identity, Output, PeerError, PeerEvent};
 use crate::{DisconnectCause, OfferError};
 
-/// How long a gap may hold up what came after it. Four attempts of retransmission at 40 ms round trip, plus jitter.
-pub const REORDER_WAIT: Duration = Duration::from_millis(250);
+/// How long a gap may hold up what came after it. Three attempts at the round trip of 100 ms that the engine assumes until reports
+/// tell it better, plus its NACK interval of 33 ms and jitter.
+pub const REORDER_WAIT: Duration = Duration::from_millis(400);
 
 /// Shortest time between two keyframe requests.
 const KEYFRAME_RETRY: Duration = Duration::from_millis(400);
@@ -255,6 +256,7 @@ impl Receiver {
                 }
                 self.counters.lost_packets += seq_no - next;
                 self.damaged = true;
+                self.request_keyframe(now);
                 self.depacketizer.reset();
                 self.next_seq_no = Some(seq_no);
                 continue;
@@ -269,15 +271,14 @@ impl Receiver {
                 self.complete(now, packet.rtp_timestamp);
             }
         }
-        if self.needs_keyframe && self.connected {
-            self.request_keyframe(now);
-        }
     }
 
     fn complete(&mut self, now: Instant, rtp_timestamp: u32) {
         let data = self.depacketizer.take();
         let damaged = std::mem::take(&mut self.damaged) || data.is_empty();
-        let keyframe = !damaged && h264::is_keyframe(&data);
+        // Parameter sets come in front of every IDR. One without them lost its beginning before we saw the stream.
+        let keyframe =
+            !damaged && h264::is_keyframe(&data) && h264::nals(&data).any(|n| NalType::of(n) == NalType::Sps);
         if damaged {
             self.needs_keyframe = true;
         } else if keyframe {
@@ -285,6 +286,8 @@ impl Receiver {
         }
         if damaged || self.needs_keyframe {
             self.counters.undecodable += 1;
+            // Not before: the first packets of a stream are those of a keyframe under way.
+            self.request_keyframe(now);
             return;
         }
         self.counters.pictures += 1;

@@ -117,7 +117,9 @@ impl ClientMessage {
             "ready" => Ok(Self::Ready { stream: string(&value, "stream")? }),
             "offer" => Ok(Self::Offer { sdp: sdp(&value)?, stream: string(&value, "stream")?, route: route(&value)? }),
             "answer" => Ok(Self::Answer { sdp: sdp(&value)?, route: route(&value)? }),
-            "ice" | "ice_candidate" | "candidate" => Ok(Self::Ice { candidate: candidate(&value)?, route: route(&value)? }),
+            "ice" | "ice_candidate" | "candidate" => {
+                Ok(Self::Ice { candidate: candidate(&value)?, route: route(&value)? })
+            }
             "join" => Ok(Self::Join {
                 room: name(string(&value, "room")?.ok_or(MessageError::Field("room"))?)?,
                 from: name(string(&value, "from")?.ok_or(MessageError::Field("from"))?)?,
@@ -163,12 +165,18 @@ fn route(value: &Value) -> Result<Option<Route>, MessageError> {
 
 /// Checks a peer id or room name.
 pub fn name(text: String) -> Result<String, MessageError> {
-    let valid = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let valid =
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if valid { Ok(text) } else { Err(MessageError::BadName(text.chars().take(80).collect())) }
 }
 
 fn candidate(message: &Value) -> Result<CandidateInit, MessageError> {
-    let index = |v: &Value| v.get("sdpMLineIndex").or_else(|| v.get("sdp_m_line_index")).and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok());
+    let index = |v: &Value| {
+        v.get("sdpMLineIndex")
+            .or_else(|| v.get("sdp_m_line_index"))
+            .and_then(Value::as_u64)
+            .and_then(|n| u16::try_from(n).ok())
+    };
     let mid = |v: &Value| v.get("sdpMid").or_else(|| v.get("sdp_mid")).and_then(Value::as_str).map(str::to_owned);
     let from_object = |v: &Value| -> Result<CandidateInit, MessageError> {
         let candidate = string(v, "candidate")?.unwrap_or_default();
@@ -262,7 +270,10 @@ mod tests {
 
     #[test]
     fn messages_of_real_clients() {
-        check(r#"{"type":"offer","sdp":"v=0"}"#, Ok(ClientMessage::Offer { sdp: "v=0".into(), stream: None, route: None }));
+        check(
+            r#"{"type":"offer","sdp":"v=0"}"#,
+            Ok(ClientMessage::Offer { sdp: "v=0".into(), stream: None, route: None }),
+        );
         check(
             r#"{"type":"offer","sdp":{"type":"offer","sdp":"v=0"},"stream":"cube"}"#,
             Ok(ClientMessage::Offer { sdp: "v=0".into(), stream: Some("cube".into()), route: None }),
@@ -270,10 +281,19 @@ mod tests {
         check(r#"{"type":"ready"}"#, Ok(ClientMessage::Ready { stream: None }));
         check(r#"{"type":"ice","candidate":"candidate:1","sdpMLineIndex":0}"#, Ok(ice("candidate:1", Some(0))));
         check(r#"{"type":"ice_candidate","candidate":"candidate:1"}"#, Ok(ice("candidate:1", None)));
-        check(r#"{"type":"ice","candidate":{"candidate":"candidate:1","sdpMLineIndex":1}}"#, Ok(ice("candidate:1", Some(1))));
-        check(r#"{"type":"ice","candidate":"{\"candidate\":\"candidate:1\",\"sdpMLineIndex\":0}"}"#, Ok(ice("candidate:1", Some(0))));
+        check(
+            r#"{"type":"ice","candidate":{"candidate":"candidate:1","sdpMLineIndex":1}}"#,
+            Ok(ice("candidate:1", Some(1))),
+        );
+        check(
+            r#"{"type":"ice","candidate":"{\"candidate\":\"candidate:1\",\"sdpMLineIndex\":0}"}"#,
+            Ok(ice("candidate:1", Some(0))),
+        );
         check(r#"{"type":"ice","candidate":null}"#, Ok(ice("", None)));
-        check(r#"{"type":"join","room":"R","from":"me"}"#, Ok(ClientMessage::Join { room: "R".into(), from: "me".into() }));
+        check(
+            r#"{"type":"join","room":"R","from":"me"}"#,
+            Ok(ClientMessage::Join { room: "R".into(), from: "me".into() }),
+        );
         check(
             r#"{"type":"offer","from":"me","to":"ffmpeg-bot","sdp":"v=0"}"#,
             Ok(ClientMessage::Offer {
@@ -309,6 +329,9 @@ mod tests {
     fn server_messages_have_their_documented_form() {
         let plain = ServerMessage::Answer { sdp: "v=0".into(), room: None, from: None, to: None };
         assert_eq!(plain.to_json(), r#"{"type":"answer","sdp":"v=0"}"#);
-        assert_eq!(ServerMessage::error("no_such_stream", "gone").to_json(), r#"{"type":"error","code":"no_such_stream","message":"gone"}"#);
+        assert_eq!(
+            ServerMessage::error("no_such_stream", "gone").to_json(),
+            r#"{"type":"error","code":"no_such_stream","message":"gone"}"#
+        );
     }
 }

@@ -81,7 +81,13 @@ impl Rooms {
 
     /// `id` enters `room` as `name` (leaving the room that it was in). Returns what to send to whom. `streams` are the synthetic
     /// peers' ids.
-    pub fn join(&mut self, id: PeerId, room: &str, name: &str, streams: &[String]) -> Result<Vec<(PeerId, ServerMessage)>, RoomError> {
+    pub fn join(
+        &mut self,
+        id: PeerId,
+        room: &str,
+        name: &str,
+        streams: &[String],
+    ) -> Result<Vec<(PeerId, ServerMessage)>, RoomError> {
         if name == BOT || streams.iter().any(|s| s == name) {
             return Err(RoomError::NameTaken(name.into()));
         }
@@ -115,7 +121,8 @@ impl Rooms {
         let Some((room, name)) = self.members.remove(&id) else { return Vec::new() };
         let Some(members) = self.rooms.get_mut(&room) else { return Vec::new() };
         members.remove(&name);
-        let out = members.values().map(|m| (*m, ServerMessage::Leave { room: room.clone(), from: name.clone() })).collect();
+        let out =
+            members.values().map(|m| (*m, ServerMessage::Leave { room: room.clone(), from: name.clone() })).collect();
         if members.is_empty() {
             self.rooms.remove(&room);
         }
@@ -162,7 +169,9 @@ mod tests {
     fn joins(messages: &[(PeerId, ServerMessage)]) -> Vec<(PeerId, String)> {
         let mut all: Vec<_> = messages
             .iter()
-            .filter_map(|(id, m)| if let ServerMessage::Join { from, .. } = m { Some((*id, from.clone())) } else { None })
+            .filter_map(
+                |(id, m)| if let ServerMessage::Join { from, .. } = m { Some((*id, from.clone())) } else { None },
+            )
             .collect();
         all.sort();
         all

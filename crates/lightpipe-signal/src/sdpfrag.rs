@@ -65,7 +65,9 @@ impl SdpFrag {
         }
         frag.credentials = match (ufrag, pwd) {
             (None, None) => None,
-            (Some(ufrag), Some(pwd)) if is_ice_chars(&ufrag, 4..=256) && is_ice_chars(&pwd, 22..=256) => Some((ufrag, pwd)),
+            (Some(ufrag), Some(pwd)) if is_ice_chars(&ufrag, 4..=256) && is_ice_chars(&pwd, 22..=256) => {
+                Some((ufrag, pwd))
+            }
             _ => return Err(SdpFragError::BadCredentials),
         };
         Ok(frag)
@@ -101,7 +103,9 @@ mod tests {
     fn fragments_of_real_clients() {
         let pwd = "0123456789abcdefghijklmn";
         check(
-            &format!("a=ice-ufrag:EsAw\r\na=ice-pwd:{pwd}\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=candidate:1 1 UDP 2 192.0.2.1 61 typ host\r\na=end-of-candidates\r\n"),
+            &format!(
+                "a=ice-ufrag:EsAw\r\na=ice-pwd:{pwd}\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=candidate:1 1 UDP 2 192.0.2.1 61 typ host\r\na=end-of-candidates\r\n"
+            ),
             Ok(SdpFrag {
                 credentials: Some(("EsAw".into(), pwd.into())),
                 candidates: vec!["candidate:1 1 UDP 2 192.0.2.1 61 typ host".into()],
@@ -109,7 +113,10 @@ mod tests {
             }),
         );
         check("", Ok(SdpFrag::default()));
-        check("a=candidate:1 1 UDP 2 x.local 61 typ host\n", Ok(SdpFrag { candidates: vec!["candidate:1 1 UDP 2 x.local 61 typ host".into()], ..SdpFrag::default() }));
+        check(
+            "a=candidate:1 1 UDP 2 x.local 61 typ host\n",
+            Ok(SdpFrag { candidates: vec!["candidate:1 1 UDP 2 x.local 61 typ host".into()], ..SdpFrag::default() }),
+        );
     }
 
     #[test]
@@ -126,7 +133,8 @@ mod tests {
     #[test]
     fn restart_answer_parses_again() {
         let candidates = vec!["candidate:1 1 udp 1 127.0.0.1 8080 typ host".to_owned()];
-        let parsed = SdpFrag::parse(&SdpFrag::answer("abcd", "0123456789abcdefghijklmn", &candidates)).expect("our own");
+        let parsed =
+            SdpFrag::parse(&SdpFrag::answer("abcd", "0123456789abcdefghijklmn", &candidates)).expect("our own");
         assert_eq!(parsed.candidates, candidates);
         assert_eq!(parsed.credentials.expect("both").0, "abcd");
     }

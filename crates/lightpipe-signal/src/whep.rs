@@ -59,7 +59,13 @@ pub enum Patch {
 /// Checks a PATCH against the session's `etag` (with quotes) and remote `ufrag`.
 ///
 /// `If-Match` is required (428), must name the current ICE session (412), and `*` stands for a restart (RFC 9725 §4.3.2).
-pub fn check_patch(content_type: Option<&str>, if_match: Option<&str>, body: &str, etag: &str, remote_ufrag: &str) -> Result<Patch, Refusal> {
+pub fn check_patch(
+    content_type: Option<&str>,
+    if_match: Option<&str>,
+    body: &str,
+    etag: &str,
+    remote_ufrag: &str,
+) -> Result<Patch, Refusal> {
     if !content_type_is(content_type, TRICKLE) {
         return Err(Refusal::new(415, "wrong_content_type", format!("a WHEP PATCH is sent as {TRICKLE}")));
     }
@@ -95,7 +101,8 @@ pub fn ice_ufrag(sdp: &str) -> &str {
 mod tests {
     use super::*;
 
-    const FRAG: &str = "a=ice-ufrag:same\r\na=ice-pwd:0123456789abcdefghijklmn\r\na=candidate:1 1 udp 1 192.0.2.1 5 typ host\r\n";
+    const FRAG: &str =
+        "a=ice-ufrag:same\r\na=ice-pwd:0123456789abcdefghijklmn\r\na=candidate:1 1 udp 1 192.0.2.1 5 typ host\r\n";
 
     #[track_caller]
     fn check(content_type: Option<&str>, if_match: Option<&str>, body: &str, expected: Result<Patch, u16>) {
@@ -108,10 +115,16 @@ mod tests {
         let candidate = || vec!["candidate:1 1 udp 1 192.0.2.1 5 typ host".to_owned()];
         let other = FRAG.replace("same", "other");
         check(Some(TRICKLE), Some("\"e1\""), FRAG, Ok(Patch::Trickle(candidate())));
-        check(Some("Application/Trickle-ICE-sdpfrag; charset=utf-8"), Some("\"e1\""), FRAG, Ok(Patch::Trickle(candidate())));
+        check(
+            Some("Application/Trickle-ICE-sdpfrag; charset=utf-8"),
+            Some("\"e1\""),
+            FRAG,
+            Ok(Patch::Trickle(candidate())),
+        );
         check(Some(TRICKLE), Some("\"e0\", \"e1\""), "", Ok(Patch::Trickle(vec![])));
         check(Some(TRICKLE), Some("*"), FRAG, Ok(Patch::Trickle(candidate())));
-        let restart = Patch::Restart { ufrag: "other".into(), pwd: "0123456789abcdefghijklmn".into(), candidates: candidate() };
+        let restart =
+            Patch::Restart { ufrag: "other".into(), pwd: "0123456789abcdefghijklmn".into(), candidates: candidate() };
         check(Some(TRICKLE), Some("*"), &other, Ok(restart));
         check(Some(TRICKLE), Some("\"e1\""), &other, Err(412));
         check(Some(TRICKLE), Some("\"old\""), FRAG, Err(412));

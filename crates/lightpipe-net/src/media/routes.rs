@@ -16,6 +16,8 @@ pub(crate) struct Place {
 pub(crate) struct Routes {
     by_ufrag: RwLock<HashMap<String, Place>>,
     by_address: RwLock<HashMap<SocketAddr, Place>>,
+    /// Where our own connectivity checks went: an answer names no session, and may come before the viewer's first check.
+    by_check: RwLock<HashMap<SocketAddr, Place>>,
 }
 
 impl Routes {
@@ -28,6 +30,13 @@ impl Routes {
     }
 }
 
+impl Routes {
+    /// For STUN only: nothing else may come from an address that has not answered yet.
+    pub(crate) fn of_check(&self, address: SocketAddr) -> Option<Place> {
+        self.by_check.read().unwrap_or_else(PoisonError::into_inner).get(&address).copied()
+    }
+}
+
 /// A peer's entries. Dropping it removes them.
 #[must_use = "the routes are removed when this is dropped"]
 #[derive(Debug)]
@@ -36,14 +45,18 @@ pub(crate) struct Registration {
     place: Place,
     ufrags: Vec<String>,
     addresses: Vec<SocketAddr>,
+    checks: Vec<SocketAddr>,
 }
 
 impl Registration {
+    /// Addresses of checks kept per peer: its candidates, and what it was seen from.
+    const MAX_CHECKS: usize = 80;
+
     /// Addresses kept per peer: a phone that walks between networks has few; more are an attack.
     const MAX_ADDRESSES: usize = 16;
 
     pub(crate) fn new(routes: Arc<Routes>, place: Place, ufrag: String) -> Self {
-        let mut this = Self { routes, place, ufrags: Vec::new(), addresses: Vec::new() };
+        let mut this = Self { routes, place, ufrags: Vec::new(), addresses: Vec::new(), checks: Vec::new() };
         this.add_ufrag(ufrag);
         this
     }
@@ -71,6 +84,14 @@ impl Registration {
         evicted
     }
 
+    /// A check of ours goes to this address.
+    pub(crate) fn add_check(&mut self, address: SocketAddr) {
+        if self.checks.len() < Self::MAX_CHECKS && !self.checks.contains(&address) {
+            self.routes.by_check.write().unwrap_or_else(PoisonError::into_inner).insert(address, self.place);
+            self.checks.push(address);
+        }
+    }
+
     pub(crate) fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -83,11 +104,13 @@ impl Drop for Registration {
             by_ufrag.remove(ufrag);
         }
         drop(by_ufrag);
-        let mut by_address = self.routes.by_address.write().unwrap_or_else(PoisonError::into_inner);
-        for address in &self.addresses {
-            // A reloaded page may have the same address on another peer by now.
-            if by_address.get(address) == Some(&self.place) {
-                by_address.remove(address);
+        for (map, addresses) in [(&self.routes.by_address, &self.addresses), (&self.routes.by_check, &self.checks)] {
+            let mut map = map.write().unwrap_or_else(PoisonError::into_inner);
+            for address in addresses {
+                // A reloaded page may have the same address on another peer by now.
+                if map.get(address) == Some(&self.place) {
+                    map.remove(address);
+                }
             }
         }
     }
@@ -104,10 +127,12 @@ mod tests {
         let place = |key| Place { worker: 0, key };
         let mut old = Registration::new(Arc::clone(&routes), place(1), "old".into());
         old.add_address(address);
+        old.add_check(address);
         let mut new = Registration::new(Arc::clone(&routes), place(2), "new".into());
         new.add_address(address);
         drop(old);
         assert_eq!(routes.of_ufrag("old"), None);
+        assert_eq!(routes.of_check(address), None);
         assert_eq!(routes.of_address(address), Some(place(2)), "taken over by a reloaded page");
         drop(new);
         assert!(routes.of_address(address).is_none() && routes.of_ufrag("new").is_none());

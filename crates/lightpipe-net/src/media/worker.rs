@@ -194,7 +194,8 @@ impl Worker {
             is_stun.then(|| demux::local_ufrag(bytes)).flatten().and_then(|ufrag| self.shared.routes.of_ufrag(ufrag));
         let place = by_ufrag
             .or_else(|| self.by_address.get(&from).map(|key| Place { worker: self.index, key: *key }))
-            .or_else(|| self.shared.routes.of_address(from));
+            .or_else(|| self.shared.routes.of_address(from))
+            .or_else(|| is_stun.then(|| self.shared.routes.of_check(from)).flatten());
         let Some(place) = place else {
             EngineCounters::add(&self.shared.table.counters.datagrams_unknown, 1);
             return;
@@ -208,7 +209,7 @@ impl Worker {
         }
         let accepted = self.turn(place.key, |peer, now| peer.handle(now, Input::Datagram { from, to, payload: bytes }));
         match accepted {
-            Some(Ok(())) if by_ufrag.is_some() => {
+            Some(Ok(())) if is_stun => {
                 // The engine checked the message integrity: from now on this address belongs to the peer.
                 if let Some(slot) = self.peers.get_mut(&place.key) {
                     if let Some(old) = slot.viewer.registration.add_address(from) {
@@ -327,7 +328,12 @@ impl Worker {
             let result = call(&mut slot.viewer.peer, now);
             loop {
                 match slot.viewer.peer.poll(now) {
-                    Output::Send { from, to, payload } => run.push(socket, from, to, &payload),
+                    Output::Send { from, to, payload } => {
+                        if demux::is_stun(&payload) {
+                            slot.viewer.registration.add_check(to);
+                        }
+                        run.push(socket, from, to, &payload);
+                    }
                     Output::Event(event) => happened.push(event),
                     Output::WakeAt(at) => {
                         // Never in the past by more than now, or the loop would spin on a peer that is behind.

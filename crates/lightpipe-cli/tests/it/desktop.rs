@@ -1,0 +1,94 @@
+//! The desktop of an X server with a moving program, in a real browser.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::lab::browser::{PLAYER, inbound, wait_decoded, watch};
+use crate::lab::{PATIENCE, chromium, quiet, serve};
+
+/// A child that is killed at the end of the test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// An X server of its own, on a display that it chose.
+fn xvfb() -> (Guard, String) {
+    let mut command = Command::new("Xvfb");
+    command.args(["-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("Xvfb");
+    let pipe = child.stdout.take().unwrap();
+    let server = Guard(child);
+    let mut line = String::new();
+    BufReader::new(pipe).read_line(&mut line).unwrap();
+    assert!(!line.trim().is_empty(), "Xvfb did not start");
+    (server, format!(":{}", line.trim()))
+}
+
+/// A terminal that counts, white on black.
+fn terminal(display: &str) -> Guard {
+    let counting = "n=0; while :; do n=$((n+1)); printf '\\033[H\\033[2J'; seq $n $((n+20)); sleep 0.1; done";
+    let mut command = Command::new("xterm");
+    command.args([
+        "-display",
+        display,
+        "-geometry",
+        "80x24+0+0",
+        "-bg",
+        "black",
+        "-fg",
+        "white",
+        "-e",
+        "sh",
+        "-c",
+        counting,
+    ]);
+    Guard(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("xterm"))
+}
+
+/// Brightness of the shown picture in a grid.
+const GRID: &str = "(() => {
+  const canvas = Object.assign(document.createElement('canvas'), { width: 80, height: 60 });
+  const context = canvas.getContext('2d', { willReadFrequently: true });
+  context.drawImage(PLAYER.video, 0, 0, 80, 60);
+  const { data } = context.getImageData(0, 0, 80, 60);
+  return Array.from({ length: 80 * 60 }, (_, i) => data[i * 4 + 1]);
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moving_program_on_an_x_server_moves_in_chromium() {
+    let _machine = quiet().await;
+    let (_x, display) = xvfb();
+    let _terminal = terminal(&display);
+    let server = serve(&[&format!("desktop:{display}")]).size(800, 600).start();
+    server.wait_event(0, "first_frame_ingested");
+    let browser = chromium().await;
+    let page = watch(&browser, &server, "desktop").await;
+    let connection = format!("{PLAYER}.peerConnection");
+    wait_decoded(&page, &connection, 30).await;
+    let stats = inbound(&page, &connection).await;
+    assert_eq!((stats["frameWidth"].as_u64(), stats["frameHeight"].as_u64()), (Some(800), Some(600)), "its own size");
+    let grid = GRID.replace("PLAYER", PLAYER);
+    // xterm may take a moment to open its window; then its text shows, and counts.
+    let lit = format!("(() => {{ const seen = {grid}; return seen.filter(v => v > 40).length > 20 && seen }})()");
+    let first = page.wait_until(&lit, PATIENCE).await.unwrap();
+    page.evaluate(&format!("void (window.first = {first})")).await.unwrap();
+    let moved = format!("{grid}.filter((v, i) => Math.abs(v - first[i]) > 30).length > 5");
+    page.wait_until(&moved, PATIENCE).await.unwrap();
+    browser.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_display_that_is_not_there_is_named() {
+    let _machine = crate::lab::shared().await;
+    let server = serve(&["pattern", "desktop::4711"]).start();
+    let exited = server.wait_event(0, "ffmpeg_exited");
+    assert_eq!(exited["stream"], "desktop");
+    assert!(exited["reason"].as_str().unwrap().contains(":4711"), "{exited}");
+    assert_eq!(server.stream("desktop")["health"], "failed");
+    assert_eq!(server.get("/readyz").status, 200, "the other stream is there");
+}

@@ -1,0 +1,28 @@
+//! The whole program on loopback: FFmpeg, Xvfb and pipes in, real browsers and native viewers out.
+//!
+//! Every test starts the built binary on a free port of 127.0.0.1 and looks at it from outside only: HTTP, WebSocket,
+//! media, exit codes. What is missing on the machine (a browser, FFmpeg, Xvfb) fails the test that needs it.
+
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test may panic, and tells what it measured"
+)]
+
+mod clock;
+mod crowd;
+mod desktop;
+mod exits;
+mod lab;
+mod lifecycle;
+mod lossy;
+mod metrics;
+mod pictures;
+mod pipes;
+mod refused;
+mod restart;
+mod shutdown;
+mod whep;
+mod ws;

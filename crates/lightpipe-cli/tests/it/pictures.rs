@@ -1,0 +1,98 @@
+//! What people see: the cube, the right way up, in its colours.
+
+use lightpipe_browser::{Browser, Page};
+
+use crate::lab::browser::{PLAYER, inbound, watch};
+use crate::lab::{LAVFI, PATIENCE, Server, chromium, firefox, quiet, serve};
+
+/// Sorts the saturated pixels of the shown picture by hue. Light changes a face's brightness, never its hue.
+const COLOURS: &str = "(() => {
+  const video = PLAYER.video, canvas = Object.assign(document.createElement('canvas'), { width: 320, height: 180 });
+  const context = canvas.getContext('2d', { willReadFrequently: true });
+  context.drawImage(video, 0, 0, 320, 180);
+  const { data } = context.getImageData(0, 0, 320, 180);
+  const faces = { red: 354, amber: 39, green: 162, indigo: 240, sky: 201, magenta: 292 };
+  const seen = Object.fromEntries([...Object.keys(faces), 'other'].map(name => [name, { n: 0, y: 0 }]));
+  for (let i = 0; i < data.length; i += 4) {
+    const [r, g, b] = [data[i], data[i + 1], data[i + 2]];
+    const max = Math.max(r, g, b), span = max - Math.min(r, g, b);
+    if (max < 100 || span < 0.5 * max) continue;
+    const hue = 60 * (max === r ? ((g - b) / span + 6) % 6 : max === g ? (b - r) / span + 2 : (r - g) / span + 4);
+    const away = name => Math.abs((hue - faces[name] + 540) % 360 - 180);
+    const nearest = Object.keys(faces).reduce((a, b) => (away(a) <= away(b) ? a : b));
+    const entry = seen[away(nearest) <= 12 ? nearest : 'other'];
+    entry.n += 1;
+    entry.y += (i / 4 / 320) | 0;
+  }
+  for (const entry of Object.values(seen)) entry.y = entry.n ? entry.y / entry.n : null;
+  return { seen, currentTime: video.currentTime };
+})()";
+
+/// Looks at the cube until every side came round, half a turn per 4.5 s.
+async fn look_at_the_cube(page: &Page, name: &str) {
+    let script = COLOURS.replace("PLAYER", PLAYER);
+    let mut sides_seen = std::collections::BTreeSet::new();
+    let mut last_time = -1.0;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while sides_seen.len() < 3 {
+        assert!(std::time::Instant::now() < end, "{name}: only saw {sides_seen:?}");
+        page.wait_until(&format!("{PLAYER}.video.currentTime > {last_time} + 0.2"), PATIENCE).await.unwrap();
+        let look = page.evaluate(&script).await.unwrap();
+        last_time = look["currentTime"].as_f64().unwrap();
+        let seen = &look["seen"];
+        let pixels = |face: &str| seen[face]["n"].as_u64().unwrap();
+        let height = |face: &str| seen[face]["y"].as_f64().unwrap();
+        assert!(pixels("sky") > 200, "{name}: the top face shows: {seen}");
+        assert!(pixels("magenta") < 20, "{name}: the bottom face never shows: {seen}");
+        let sides: Vec<&str> = ["red", "amber", "green", "indigo"].into_iter().filter(|s| pixels(s) > 200).collect();
+        assert!(!sides.is_empty(), "{name}: a side shows: {seen}");
+        let all: u64 = sides.iter().map(|s| pixels(s)).sum::<u64>() + pixels("sky");
+        assert!(pixels("other") * 10 < all, "{name}: the colours are the cube's: {seen}");
+        for side in sides {
+            // y counts downwards from the top of the picture.
+            assert!(height("sky") + 10.0 < height(side), "{name}: the top face is above the {side} one: {seen}");
+            sides_seen.insert(side);
+        }
+    }
+}
+
+async fn shows_the_cube(browser: Browser, server: &Server) {
+    let name = browser.version().to_owned();
+    let page = watch(&browser, server, "cube").await;
+    look_at_the_cube(&page, &name).await;
+    let stats = inbound(&page, &format!("{PLAYER}.peerConnection")).await;
+    assert!(stats["framesDecoded"].as_u64().unwrap() > 30, "{name}: {stats}");
+    assert_eq!((stats["frameWidth"].as_u64(), stats["frameHeight"].as_u64()), (Some(640), Some(360)), "{name}");
+    let codec = page.evaluate(&format!("{PLAYER}.stats.codec")).await.unwrap();
+    assert!(codec.as_str().is_none_or(|codec| codec == "H264"), "{name}: {codec}");
+    browser.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chromium_shows_the_cube_upright_and_in_its_colours() {
+    let _machine = quiet().await;
+    let server = serve(&["cube"]).size(640, 360).start();
+    shows_the_cube(chromium().await, &server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firefox_shows_the_cube_upright_and_in_its_colours() {
+    let _machine = quiet().await;
+    let server = serve(&["cube"]).size(640, 360).start();
+    shows_the_cube(firefox().await, &server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_shows_a_live_preview_of_every_stream() {
+    let _machine = quiet().await;
+    let server = serve(&["cube", "pattern", &format!("cam={LAVFI}")]).start();
+    let browser = chromium().await;
+    let page = browser.open(&server.url("/")).await.unwrap();
+    let live = "(() => { const players = [...document.querySelectorAll('lightpipe-player')];
+        return players.length === 3 && players.every(p => p.state.state === 'playing' && p.video.currentTime > 0.5) })()";
+    page.wait_until(live, PATIENCE).await.unwrap();
+    server.wait_peers(3, PATIENCE);
+    let complaints: Vec<String> = page.console().into_iter().filter(|l| !l.starts_with("[log]")).collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    browser.close().await.unwrap();
+}

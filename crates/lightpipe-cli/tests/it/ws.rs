@@ -1,0 +1,219 @@
+//! WebSocket signalling, as clients really speak it: dialects *plain* and *room*.
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::lab::browser::{inbound, wait_decoded};
+use crate::lab::{PATIENCE, Server, Viewer, chromium, quiet, serve, shared};
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn connect(server: &Server, origin: Option<&str>) -> Result<Socket, Error> {
+    let mut request = format!("ws://{}/ws", server.address()).into_client_request()?;
+    if let Some(origin) = origin {
+        request.headers_mut().insert("Origin", origin.parse().unwrap());
+    }
+    Ok(connect_async(request).await?.0)
+}
+
+async fn say(socket: &mut Socket, message: &Value) {
+    socket.send(Message::text(message.to_string())).await.unwrap();
+}
+
+/// The next JSON message; `Err` with the close code when the server ends it.
+async fn hear(socket: &mut Socket) -> Result<Value, Option<u16>> {
+    loop {
+        match tokio::time::timeout(PATIENCE, socket.next()).await.expect("an answer in time") {
+            Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
+            Some(Ok(Message::Close(frame))) => return Err(frame.map(|f| f.code.into())),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Err(None),
+        }
+    }
+}
+
+/// A plain viewer in a page; candidates in the form that FORM makes of them.
+const PLAIN: &str = "(async () => {
+  const pc = window.pc = new RTCPeerConnection(), ws = window.ws = new WebSocket(`ws://${location.host}/ws`);
+  const errors = window.errors = [], trickled = window.trickled = [];
+  pc.addTransceiver('video', { direction: 'recvonly' });
+  const video = document.body.appendChild(Object.assign(document.createElement('video'), { muted: true, autoplay: true }));
+  pc.ontrack = ({ track }) => { video.srcObject = new MediaStream([track]); };
+  await new Promise((resolve, reject) => { ws.onopen = resolve; ws.onerror = reject; });
+  const say = message => ws.send(JSON.stringify(message));
+  const form = FORM;
+  pc.onicecandidate = ({ candidate }) => { if (candidate) { trickled.push(candidate.candidate); say(form(candidate)); } };
+  ws.onmessage = async ({ data }) => {
+    const message = JSON.parse(data);
+    if (message.type === 'answer') await pc.setRemoteDescription({ type: 'answer', sdp: message.sdp });
+    else if (message.type === 'ready') window.streams = message.streams;
+    else errors.push(message);
+  };
+  say({ type: 'ready' });
+  await pc.setLocalDescription();
+  say({ type: 'offer', sdp: pc.localDescription.sdp STREAM });
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_client_plays_whatever_form_its_candidates_have() {
+    let _machine = quiet().await;
+    let server = serve(&["cube", "pattern"]).start();
+    let browser = chromium().await;
+    for (form, stream, expected) in [
+        ("c => ({ type: 'ice', candidate: c.candidate, sdpMLineIndex: c.sdpMLineIndex })", "", "cube"),
+        ("c => ({ type: 'ice', candidate: c.toJSON() })", ", stream: 'pattern'", "pattern"),
+        ("c => ({ type: 'ice_candidate', candidate: JSON.stringify(c) })", ", stream: 'cube'", "cube"),
+    ] {
+        let page = browser.open(&server.url("/healthz")).await.unwrap();
+        page.evaluate(&PLAIN.replace("FORM", form).replace("STREAM", stream)).await.unwrap();
+        wait_decoded(&page, "pc", 20).await;
+        assert!(inbound(&page, "pc").await["framesDecoded"].as_u64().unwrap() >= 20);
+        page.wait_until("trickled.length > 0 && streams", PATIENCE).await.unwrap();
+        assert_eq!(page.evaluate("[errors, streams]").await.unwrap(), json!([[], ["cube", "pattern"]]), "{form}");
+        let peers = server.peers();
+        assert_eq!((&peers[0]["transport"], &peers[0]["stream"]), (&"ws-plain".into(), &expected.into()), "{form}");
+        // Closing the socket ends the session.
+        page.evaluate("ws.close()").await.unwrap();
+        server.wait_peers(0, PATIENCE);
+        page.close().await.unwrap();
+    }
+    browser.close().await.unwrap();
+}
+
+/// A member of room R who watches the default stream.
+const ROOM: &str = "(async () => {
+  const pc = window.pc = new RTCPeerConnection(), ws = window.ws = new WebSocket(`ws://${location.host}/ws`);
+  const heard = window.heard = [];
+  pc.addTransceiver('video', { direction: 'recvonly' });
+  const video = document.body.appendChild(Object.assign(document.createElement('video'), { muted: true, autoplay: true }));
+  pc.ontrack = ({ track }) => { video.srcObject = new MediaStream([track]); };
+  await new Promise((resolve, reject) => { ws.onopen = resolve; ws.onerror = reject; });
+  const say = message => ws.send(JSON.stringify({ room: 'R', from: 'me', ...message }));
+  pc.onicecandidate = ({ candidate }) => { if (candidate) say({ type: 'ice_candidate', to: 'ffmpeg-bot', candidate }); };
+  ws.onmessage = async ({ data }) => {
+    const message = JSON.parse(data);
+    heard.push(message);
+    if (message.type === 'join' && message.from === 'ffmpeg-bot') {
+      await pc.setLocalDescription();
+      say({ type: 'offer', to: 'ffmpeg-bot', sdp: pc.localDescription.sdp });
+    } else if (message.type === 'answer') await pc.setRemoteDescription({ type: 'answer', sdp: message.sdp });
+  };
+  say({ type: 'join' });
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_member_plays_what_ffmpeg_bot_shows_and_hears_of_the_others() {
+    let _machine = quiet().await;
+    let server = serve(&["pattern"]).start();
+    let browser = chromium().await;
+    let page = browser.open(&server.url("/healthz")).await.unwrap();
+    page.evaluate(ROOM).await.unwrap();
+    wait_decoded(&page, "pc", 20).await;
+    let answer = page.evaluate("heard.find(m => m.type === 'answer')").await.unwrap();
+    assert_eq!((&answer["from"], &answer["to"], &answer["room"]), (&"ffmpeg-bot".into(), &"me".into(), &"R".into()));
+    assert_eq!(page.evaluate("heard.filter(m => m.type === 'error')").await.unwrap(), json!([]));
+    assert_eq!(server.peers()[0]["transport"], "ws-room");
+
+    // Somebody else comes, says something to the page, and goes.
+    let mut other = connect(&server, None).await.unwrap();
+    say(&mut other, &json!({ "type": "join", "room": "R", "from": "other" })).await;
+    page.wait_until("heard.some(m => m.type === 'join' && m.from === 'other')", PATIENCE).await.unwrap();
+    let candidate =
+        json!({ "type": "ice_candidate", "room": "R", "from": "other", "to": "me", "candidate": "x", "extra": 1 });
+    say(&mut other, &candidate).await;
+    let heard = page.wait_until("heard.find(m => m.type === 'ice_candidate')", PATIENCE).await.unwrap();
+    assert_eq!(heard, candidate, "handed on as it came");
+    other.close(None).await.unwrap();
+    page.wait_until("heard.some(m => m.type === 'leave' && m.from === 'other')", PATIENCE).await.unwrap();
+    page.evaluate("ws.send(JSON.stringify({ type: 'leave', room: 'R', from: 'me' }))").await.unwrap();
+    server.wait_peers(0, PATIENCE);
+    browser.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_origin_may_not_signal() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    for origin in ["https://evil.example", "http://127.0.0.1:1", "null"] {
+        match connect(&server, Some(origin)).await {
+            Err(Error::Http(response)) => assert_eq!(response.status(), 403, "{origin}"),
+            other => panic!("{origin}: {other:?}"),
+        }
+    }
+    let own = server.url("");
+    assert!(connect(&server, Some(&own)).await.is_ok(), "{own}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_messages_are_answered_by_name_and_nobody_else_is_disturbed() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    let bystander = Viewer::join(&server, "pattern");
+    bystander.wait_pictures(5, PATIENCE);
+    bystander.take_longest_gap();
+
+    let mut socket = connect(&server, None).await.unwrap();
+    let good = "candidate:1 1 udp 2130706431 127.0.0.1 50000 typ host";
+    for (message, code) in [
+        ("garbage".to_owned(), "bad_message"),
+        ("[]".to_owned(), "bad_message"),
+        ("{}".to_owned(), "bad_message"),
+        (r#"{"type":"wave"}"#.to_owned(), "bad_message"),
+        (r#"{"type":7}"#.to_owned(), "bad_message"),
+        (r#"{"type":"offer"}"#.to_owned(), "bad_message"),
+        (r#"{"type":"offer","sdp":"hello"}"#.to_owned(), "bad_offer"),
+        (r#"{"type":"offer","sdp":"v=0","stream":"nobody"}"#.to_owned(), "no_such_stream"),
+        (format!(r#"{{"type":"offer","sdp":"{}"}}"#, "v".repeat(70_000)), "bad_message"),
+        (r#"{"type":"answer","sdp":"v=0"}"#.to_owned(), "unexpected_answer"),
+        (r#"{"type":"ice","candidate":"nonsense"}"#.to_owned(), "bad_candidate"),
+        (r#"{"type":"ice","candidate":7}"#.to_owned(), "bad_message"),
+        (r#"{"type":"offer","sdp":"v=0","from":"me","to":"you"}"#.to_owned(), "not_joined"),
+        (r#"{"type":"join","room":"a room","from":"me"}"#.to_owned(), "bad_message"),
+        (r#"{"type":"join","room":"R","from":"ffmpeg-bot"}"#.to_owned(), "name_taken"),
+    ] {
+        socket.send(Message::text(message.clone())).await.unwrap();
+        let answer = hear(&mut socket).await.unwrap_or_else(|code| panic!("{message}: closed with {code:?}"));
+        assert_eq!((&answer["type"], &answer["code"]), (&"error".into(), &code.into()), "{message}: {answer}");
+        assert!(answer["message"].as_str().unwrap().len() > 5, "{answer}");
+    }
+    // Candidates in all their forms are no errors, before any offer: the next answer is that to `ready`.
+    for candidate in [
+        json!(good),
+        json!({ "candidate": good, "sdpMLineIndex": 0 }),
+        json!(format!("{{\"candidate\":\"{good}\"}}")),
+        Value::Null,
+    ] {
+        say(&mut socket, &json!({ "type": "ice", "candidate": candidate })).await;
+    }
+    say(&mut socket, &json!({ "type": "ready" })).await;
+    assert_eq!(hear(&mut socket).await, Ok(json!({ "type": "ready", "streams": ["pattern"] })));
+
+    socket.send(Message::binary(vec![1, 2, 3])).await.unwrap();
+    assert_eq!(hear(&mut socket).await, Err(Some(1003)), "signalling is text");
+
+    let mut socket = connect(&server, None).await.unwrap();
+    // The server may hang up in the middle of it.
+    _ = socket.send(Message::text(" ".repeat((1 << 20) + 1))).await;
+    assert!(hear(&mut socket).await.is_err(), "over a mebibyte");
+
+    let mut socket = connect(&server, None).await.unwrap();
+    for _ in 0..300 {
+        _ = socket.send(Message::text(r#"{"type":"ready"}"#)).await;
+    }
+    let end = loop {
+        if let Err(end) = hear(&mut socket).await {
+            break end;
+        }
+    };
+    assert!(end.is_none_or(|code| code == 1008), "a flood is ended: {end:?}");
+
+    bystander.wait_pictures(15, PATIENCE);
+    let gap = bystander.take_longest_gap();
+    assert!(gap.as_millis() < 1000, "stood still for {gap:?}");
+    assert_eq!(server.peers().len(), 1);
+    assert!(!server.stderr().contains("panicked"), "{}", server.stderr());
+}

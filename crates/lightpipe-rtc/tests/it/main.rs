@@ -1,0 +1,16 @@
+//! Scenarios of the peer in virtual time over a seeded network: real ICE, DTLS, SRTP, RTCP and SCTP, no socket, no waiting.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it measured")]
+
+mod channel;
+mod estimate;
+mod ice;
+mod lab;
+mod lifetime;
+mod loss;
+mod negotiation;
+mod operations;
+mod pacing;
+mod raw;
+mod retransmission;
+mod wire;

@@ -1,0 +1,474 @@
+//! Every parser of bytes from outside, under bytes that no well-meaning program sends.
+//!
+//! Each [`Target`] is a function over bytes and some valid inputs to start from. `fuzz/` hands it to libFuzzer, which needs
+//! a nightly compiler; the smoke test runs it for a moment on each change, with the seeded [`Mutator`] below. A target fails
+//! by a panic: the parser's own, or one of the assertions here.
+
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use fastrand::Rng;
+use lightpipe_media::packetize::{self, Depacketizer};
+use lightpipe_media::{FramePool, MediaClock, MediaTime, PixelFormat, Size, VideoFrame, annexb, h264, nut, timecode};
+use lightpipe_rtc::control::FromPage;
+use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, demux};
+use lightpipe_signal::{ClientMessage, SdpFrag, whep};
+
+/// One parser under test.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its name, that of its file in `fuzz/fuzz_targets` too.
+    pub name: &'static str,
+    /// Runs the parser once.
+    pub run: fn(&[u8]),
+    /// Valid inputs.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target { name: "annexb", run: annexb, seeds: annexb_seeds },
+    Target { name: "nut", run: nut, seeds: nut_seeds },
+    Target { name: "offer", run: offer, seeds: offer_seeds },
+    Target { name: "candidate", run: candidate, seeds: candidate_seeds },
+    Target { name: "sdpfrag", run: sdpfrag, seeds: sdpfrag_seeds },
+    Target { name: "message", run: message, seeds: message_seeds },
+    Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
+    Target { name: "sps", run: sps, seeds: sps_seeds },
+    Target { name: "datagram", run: datagram, seeds: datagram_seeds },
+    Target { name: "timecode", run: timecode, seeds: timecode_seeds },
+];
+
+/// Runs the target of that name once. Panics when there is none.
+pub fn run(name: &str, bytes: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.expect("a target of that name").run)(bytes);
+}
+
+/// What all peers of the targets share; making a certificate for each would be most of the work.
+static CONFIG: LazyLock<(PeerConfig, Instant)> = LazyLock::new(|| {
+    let now = Instant::now();
+    let config = PeerConfig {
+        clock: MediaClock::new(now, UNIX_EPOCH.elapsed().unwrap_or_default()),
+        identity: Identity::generate(),
+        addresses: vec![SocketAddr::from(([192, 0, 2, 1], 8080))],
+        estimate_bandwidth: true,
+        desired_bitrate_bps: 2_500_000,
+        playout_delay_max: Duration::from_millis(500),
+    };
+    (config, now)
+});
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The first byte, as a parameter of the run, and the rest.
+fn parameter(bytes: &[u8]) -> (usize, &[u8]) {
+    bytes.split_first().map_or((0, bytes), |(first, rest)| (usize::from(*first), rest))
+}
+
+/// An H.264 byte stream in pieces, with and without pauses in between.
+fn annexb(bytes: &[u8]) {
+    const LIMIT: usize = 4096;
+    let (chunk, bytes) = parameter(bytes);
+    let mut reader = annexb::Reader::new(LIMIT);
+    let mut total = 0;
+    let mut pop = |reader: &mut annexb::Reader| {
+        while let Some(unit) = reader.pop() {
+            // A three-byte start code grows by a byte.
+            assert!(unit.data.len() <= LIMIT + 4 && unit.data.starts_with(&h264::START_CODE));
+            total += unit.data.len();
+        }
+    };
+    for (index, piece) in bytes.chunks(chunk.max(1)).enumerate() {
+        _ = reader.push(piece, MediaTime::from_micros(index as i64 * 1000));
+        pop(&mut reader);
+        if index % 3 == 2 && reader.patience().is_some() {
+            reader.flush_idle();
+            pop(&mut reader);
+        }
+    }
+    reader.finish();
+    pop(&mut reader);
+    assert!(total <= bytes.len() * 4 / 3 + 4, "{total} bytes out of {}", bytes.len());
+}
+
+/// A NUT stream in pieces. As it is, and with right checksums: few mutations would get past them.
+fn nut(bytes: &[u8]) {
+    let (chunk, bytes) = parameter(bytes);
+    let read = |bytes: &[u8]| {
+        let mut demuxer = nut::Demuxer::new(1 << 16);
+        let mut polls = 0;
+        for piece in bytes.chunks(chunk * 16 + 1) {
+            demuxer.push(piece);
+            while !matches!(demuxer.poll(), Ok(None)) {
+                polls += 1;
+                assert!(polls <= 2 * bytes.len() + 16, "no progress in {} bytes", bytes.len());
+            }
+        }
+    };
+    read(bytes);
+    read(&resealed(bytes));
+}
+
+/// Rights the checksum of each NUT packet whose startcode and length are whole.
+fn resealed(bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for at in 0..out.len().saturating_sub(9) {
+        // Startcodes begin with `N` and the packet's letter: main, stream, syncpoint, index, info.
+        if out[at] != b'N' || !b"MSKXI".contains(&out[at + 1]) {
+            continue;
+        }
+        let mut body = at + 8;
+        let mut len = 0usize;
+        while let Some(byte) = out.get(body).copied() {
+            body += 1;
+            len = (len << 7 | usize::from(byte & 0x7f)) & 0xffff;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        if (4..=4096).contains(&len) && body + len <= out.len() {
+            let sum = crc(&out[body..body + len - 4]);
+            out[body + len - 4..body + len].copy_from_slice(&sum.to_be_bytes());
+        }
+    }
+    out
+}
+
+/// CRC-32, generator 0x04C11DB7, as NUT has it.
+fn crc(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| crc << 1 ^ if crc >> 31 != 0 { 0x04c1_1db7 } else { 0 })
+    })
+}
+
+/// An offer of a stranger, and what the peer that it makes does first.
+fn offer(bytes: &[u8]) {
+    let (config, now) = &*CONFIG;
+    let offer = text(bytes);
+    let Ok((mut peer, answer)) = Peer::answer(config.clone(), &offer, *now) else { return };
+    assert!(answer.contains("m=video") && answer.ends_with("\r\n"));
+    _ = peer.handle(*now, Input::Tick);
+    drain(&mut peer, *now);
+    _ = peer.reoffer(&offer);
+    let credentials = peer.local_credentials();
+    _ = peer.restart_ice(&credentials);
+    drain(&mut peer, *now);
+}
+
+fn drain(peer: &mut Peer, now: Instant) {
+    let outputs = (0..10_000).take_while(|_| !matches!(peer.poll(now), Output::WakeAt(_))).count();
+    assert!(outputs < 10_000, "a peer without an end of outputs");
+}
+
+fn candidate(bytes: &[u8]) {
+    if let Ok(candidate) = Candidate::parse(&text(bytes)) {
+        let (config, now) = &*CONFIG;
+        let (mut peer, _) = Peer::answer(config.clone(), OFFER, *now).expect("a good offer");
+        _ = peer.add_candidate(&candidate);
+        _ = peer.handle(*now, Input::Tick);
+        drain(&mut peer, *now);
+    }
+}
+
+fn sdpfrag(bytes: &[u8]) {
+    let body = text(bytes);
+    if let Ok(frag) = SdpFrag::parse(&body)
+        && let Some((ufrag, pwd)) = &frag.credentials
+    {
+        let again = SdpFrag::parse(&SdpFrag::answer(ufrag, pwd, &frag.candidates)).expect("our own fragment");
+        assert_eq!((&again.credentials, &again.candidates), (&frag.credentials, &frag.candidates));
+    }
+    _ = whep::check_patch(Some("application/trickle-ice-sdpfrag"), Some("*"), &body, "\"1\"", "abcd");
+    _ = whep::ice_ufrag(&body);
+}
+
+/// A message of a WebSocket client, and one on the data channel.
+fn message(bytes: &[u8]) {
+    _ = ClientMessage::parse(&text(bytes));
+    _ = FromPage::parse(bytes);
+}
+
+/// RTP payloads, each behind its length; a length of zero ends the access unit.
+fn depacketize(bytes: &[u8]) {
+    let mut depacketizer = Depacketizer::default();
+    let mut rest = bytes;
+    while let Some((len, after)) = rest.split_first() {
+        let (payload, after) = after.split_at(usize::from(*len).min(after.len()));
+        rest = after;
+        if *len > 0 {
+            _ = depacketizer.push(payload);
+            continue;
+        }
+        let unit = depacketizer.take();
+        // The packetizer sends NAL units of the types that RFC 6184 uses for itself as they are; nobody makes them.
+        if h264::nals(&unit).all(|nal| (1..=23).contains(&(nal[0] & 0x1f))) {
+            let once = passed_through(&unit);
+            assert_eq!(passed_through(&once), once, "a second passage changes nothing more");
+        }
+    }
+}
+
+/// An access unit, packetized and put together again.
+fn passed_through(unit: &[u8]) -> Vec<u8> {
+    let mut depacketizer = Depacketizer::default();
+    for payload in packetize::h264(unit, 100).iter() {
+        assert!(!payload.is_empty() && payload.len() <= 100, "{} bytes in a payload", payload.len());
+        depacketizer.push(payload).expect("our own payloads");
+    }
+    depacketizer.take()
+}
+
+fn sps(bytes: &[u8]) {
+    _ = h264::Sps::parse(bytes);
+    for nal in h264::nals(bytes) {
+        assert!(!nal.is_empty());
+        _ = h264::Sps::parse(nal);
+    }
+    _ = h264::is_keyframe(bytes);
+}
+
+/// A datagram to the port: the demultiplexer, and a peer that was not asked.
+fn datagram(bytes: &[u8]) {
+    if let Some(ufrag) = demux::local_ufrag(bytes) {
+        assert!(demux::is_stun(bytes) && !ufrag.contains(':'));
+    }
+    let (config, now) = &*CONFIG;
+    thread_local! {
+        static PEER: std::cell::RefCell<Option<Peer>> = const { std::cell::RefCell::new(None) };
+    }
+    PEER.with_borrow_mut(|slot| {
+        let peer = slot.get_or_insert_with(|| Peer::answer(config.clone(), OFFER, *now).expect("a good offer").0);
+        let (from, to) = (SocketAddr::from(([203, 0, 113, 9], 9)), config.addresses[0]);
+        _ = peer.handle(*now, Input::Datagram { from, to, payload: bytes });
+        drain(peer, *now);
+        assert!(!peer.is_connected());
+    });
+}
+
+/// A picture: columns, rows and format in front.
+fn timecode(bytes: &[u8]) {
+    let Some((&[w0, w1, h, format], samples)) = bytes.split_first_chunk() else { return };
+    let size = Size::new(u32::from(u16::from_be_bytes([w0 & 3, w1])), u32::from(h));
+    let format = [PixelFormat::Rgba, PixelFormat::Bgra, PixelFormat::I420, PixelFormat::Nv12][usize::from(format % 4)];
+    let pool = FramePool::new();
+    let mut buffer = pool.take(format.packed_len(size));
+    let len = buffer.len();
+    for (to, from) in buffer.iter_mut().zip(samples.iter().cycle()).take(len) {
+        *to = *from;
+    }
+    let Ok(mut frame) = VideoFrame::packed(MediaTime::ZERO, size, format, buffer) else { return };
+    _ = timecode::read(&frame);
+    timecode::paint(&mut frame, 0x1234_5678);
+    if timecode::block_size(size).is_some() {
+        assert_eq!(timecode::read(&frame), Some(0x1234_5678), "{size:?} {format:?}");
+    }
+}
+
+/// A small offer of a viewer: H.264, a data channel, two candidates.
+const OFFER: &str = "v=0\r\no=- 46117329 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n\
+m=video 9 UDP/TLS/RTP/SAVPF 96 102 103\r\nc=IN IP4 0.0.0.0\r\na=ice-ufrag:Yb3x\r\na=ice-pwd:w1mH2bB8Zw9wq4T0qf6sYt3u\r\n\
+a=ice-options:trickle\r\na=fingerprint:sha-256 7B:8B:F0:65:5F:78:E2:51:3B:AC:6F:F3:3F:46:1B:35:DC:B8:5F:64:1A:24:C2:43:F0:A1:58:D0:A1:2C:19:08\r\n\
+a=setup:actpass\r\na=mid:0\r\na=extmap:3 http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01\r\n\
+a=extmap:4 urn:ietf:params:rtp-hdrext:sdes:mid\r\na=recvonly\r\na=rtcp-mux\r\na=rtpmap:96 VP8/90000\r\na=rtpmap:102 H264/90000\r\n\
+a=rtcp-fb:102 transport-cc\r\na=rtcp-fb:102 nack\r\na=rtcp-fb:102 nack pli\r\n\
+a=fmtp:102 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f\r\na=rtpmap:103 rtx/90000\r\na=fmtp:103 apt=102\r\n\
+a=candidate:1 1 udp 2130706431 198.51.100.7 50000 typ host generation 0\r\n\
+a=candidate:2 1 udp 2113937151 0c6a9ba0-1111-4222-8333-444455556666.local 54400 typ host\r\n\
+m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=ice-ufrag:Yb3x\r\na=ice-pwd:w1mH2bB8Zw9wq4T0qf6sYt3u\r\n\
+a=fingerprint:sha-256 7B:8B:F0:65:5F:78:E2:51:3B:AC:6F:F3:3F:46:1B:35:DC:B8:5F:64:1A:24:C2:43:F0:A1:58:D0:A1:2C:19:08\r\n\
+a=setup:actpass\r\na=mid:1\r\na=sctp-port:5000\r\na=max-message-size:262144\r\n";
+
+/// SPS (1280×720, Constrained Baseline 3.1), PPS, IDR, and two pictures of two slices each.
+fn h264_stream() -> Vec<u8> {
+    let nals: [&[u8]; 8] = [
+        &[0x09, 0x10],
+        &[
+            0x67, 0x42, 0xc0, 0x1f, 0xd9, 0x00, 0x50, 0x05, 0xbb, 0x01, 0x10, 0x00, 0x00, 0x03, 0x00, 0x10, 0x00, 0x00,
+            0x03, 0x03, 0xc0, 0xf1, 0x83, 0x24, 0x80,
+        ],
+        &[0x68, 0xcb, 0x83, 0xcb, 0x20],
+        &[0x65, 0x88, 0x84, 0x0a, 0xf2, 0x62, 0x80, 0x00, 0xa7, 0xbc],
+        &[0x41, 0x9a, 0x21, 0x6c, 0x42],
+        &[0x41, 0x42, 0x9a, 0x21, 0x6c],
+        &[0x41, 0x9a, 0x42, 0x11, 0x22],
+        &[0x41, 0x42, 0x11, 0x9a, 0x77],
+    ];
+    let start_codes = [&[0, 0, 0, 1][..], &[0, 0, 1]].into_iter().cycle();
+    nals.iter().zip(start_codes).flat_map(|(nal, start)| [start, nal].concat()).collect()
+}
+
+fn annexb_seeds() -> Vec<Vec<u8>> {
+    [1, 7, 255].map(|chunk| [&[chunk][..], &h264_stream()].concat()).into()
+}
+
+/// Two streams' headers, a syncpoint and frames, as FFmpeg writes them; without FFmpeg, headers only.
+fn nut_seeds() -> Vec<Vec<u8>> {
+    let clip = |args: &str| {
+        let command = std::process::Command::new("ffmpeg")
+            .args(["-hide_banner", "-loglevel", "quiet", "-nostdin"])
+            .args(args.split(' '))
+            .args(["-f", "nut", "-"])
+            .output();
+        command.map(|output| output.stdout).unwrap_or_default()
+    };
+    let video = clip(
+        "-f lavfi -i testsrc2=size=64x48:rate=10 -frames:v 3 -c:v libx264 -preset ultrafast -tune zerolatency -bf 0",
+    );
+    let raw = clip("-f lavfi -i color=size=16x16:rate=5 -frames:v 2 -c:v rawvideo");
+    let whole = [video, raw].into_iter().map(|clip| [&[3][..], &clip].concat());
+    whole.chain([b"\x20nut/multimedia container\0NMz\x56\x1f\x5f\x04\xad".to_vec()]).collect()
+}
+
+fn offer_seeds() -> Vec<Vec<u8>> {
+    vec![OFFER.into(), OFFER.replace("\r\n", "\n").into(), OFFER.replace("102", "45").into()]
+}
+
+fn candidate_seeds() -> Vec<Vec<u8>> {
+    let all = [
+        "candidate:1 1 udp 2130706431 192.0.2.7 50000 typ host generation 0 ufrag abcd network-id 1",
+        "candidate:842163049 1 udp 1677729535 203.0.113.5 61665 typ srflx raddr 192.168.0.7 rport 61665",
+        "candidate:3 1 tcp 1518280447 2001:db8::7 9 typ host tcptype active",
+        "a=candidate:4 1 udp 2113937151 0c6a9ba0-1111.local 54400 typ host",
+        "a=end-of-candidates",
+    ];
+    all.map(|c| c.as_bytes().to_vec()).into()
+}
+
+fn sdpfrag_seeds() -> Vec<Vec<u8>> {
+    let frag = "a=ice-ufrag:EsAw\r\na=ice-pwd:0123456789abcdefghijklmn\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n\
+                a=candidate:1 1 UDP 2 192.0.2.1 61 typ host\r\na=end-of-candidates\r\n";
+    vec![frag.into(), frag.replace("EsAw", "abcd").into()]
+}
+
+fn message_seeds() -> Vec<Vec<u8>> {
+    let all = [
+        r#"{"type":"offer","sdp":"v=0\r\n","stream":"cube"}"#,
+        r#"{"type":"ice","candidate":"{\"candidate\":\"candidate:1 1 udp 2 192.0.2.7 5 typ host\",\"sdpMLineIndex\":0}","sdpMLineIndex":0}"#,
+        r#"{"type":"join","room":"main","from":"browser-1"}"#,
+        r#"{"type":"ice_candidate","candidate":{"candidate":"","sdpMid":"0"},"from":"a","to":"ffmpeg-bot"}"#,
+        r#"{"type":"answer","sdp":{"type":"answer","sdp":"v=0\r\n"},"from":"a","to":"b"}"#,
+        r#"{"type":"ping","t":12.5}"#,
+    ];
+    all.map(|m| m.as_bytes().to_vec()).into()
+}
+
+fn depacketize_seeds() -> Vec<Vec<u8>> {
+    let long = [&[0, 0, 0, 1, 0x65, 0x88][..], &[0x11; 400]].concat();
+    let units = [h264_stream(), long].map(|unit| {
+        let payloads = packetize::h264(&unit, 100);
+        let framed = payloads.iter().flat_map(|p| [&[p.len() as u8][..], p].concat());
+        framed.chain([0]).collect()
+    });
+    units.into()
+}
+
+fn sps_seeds() -> Vec<Vec<u8>> {
+    let stream = h264_stream();
+    let sps = h264::nals(&stream).find(|nal| h264::NalType::of(nal) == h264::NalType::Sps).map(<[u8]>::to_vec);
+    sps.into_iter().chain([stream.clone()]).collect()
+}
+
+/// A binding request, a DTLS ClientHello, RTP and RTCP.
+fn datagram_seeds() -> Vec<Vec<u8>> {
+    let user = b"abcd:efgh";
+    let mut stun = vec![
+        0, 1, 0, 24, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x80, 0x2a, 0, 8, 1, 2, 3, 4, 5, 6,
+        7, 8, 0, 6, 0, 9,
+    ];
+    stun.extend_from_slice(user);
+    stun.extend_from_slice(&[0; 3]);
+    stun[3] = (stun.len() - 20) as u8;
+    let hello = [&[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 20, 1][..], &[0; 19]].concat();
+    let rtp = [&[0x90, 102, 0, 1, 0, 0, 0, 9, 0, 0, 0, 7, 0xbe, 0xde, 0, 1, 0x31, 0, 5, 0][..], &[0x41; 60]].concat();
+    let rtcp = vec![0x81, 205, 0, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 5, 0, 9];
+    vec![stun, hello, rtp, rtcp]
+}
+
+fn timecode_seeds() -> Vec<Vec<u8>> {
+    (0..4).map(|format| vec![3, 0, 16, format, 255, 0, 255, 255, 0]).collect()
+}
+
+/// Makes bad inputs out of good ones: flipped bits, other bytes, pieces cut, repeated, inserted, exchanged between inputs.
+#[derive(Debug)]
+pub struct Mutator {
+    rng: Rng,
+    seeds: Vec<Vec<u8>>,
+    /// Mutants that are mutated further: one step seldom gets deep into a format.
+    kept: Vec<Vec<u8>>,
+}
+
+impl Mutator {
+    /// Inputs stay shorter than this.
+    pub const MAX_LEN: usize = 1 << 16;
+
+    /// The same seed and inputs give the same mutants.
+    pub fn seeded(seed: u64, seeds: Vec<Vec<u8>>) -> Self {
+        Self { rng: Rng::with_seed(seed), seeds, kept: Vec::new() }
+    }
+
+    /// The next mutant.
+    pub fn next_input(&mut self) -> Vec<u8> {
+        let mut bytes = self.pick();
+        for _ in 0..self.rng.usize(1..8) {
+            self.mutate(&mut bytes);
+        }
+        bytes.truncate(Self::MAX_LEN);
+        if self.rng.u8(..8) == 0 {
+            let keep = 32;
+            if self.kept.len() == keep {
+                let at = self.rng.usize(..keep);
+                self.kept.swap_remove(at);
+            }
+            self.kept.push(bytes.clone());
+        }
+        bytes
+    }
+
+    fn pick(&mut self) -> Vec<u8> {
+        let from = if self.rng.u8(..4) == 0 && !self.kept.is_empty() { &self.kept } else { &self.seeds };
+        from.get(self.rng.usize(..from.len().max(1))).cloned().unwrap_or_default()
+    }
+
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        let len = bytes.len();
+        let at = self.rng.usize(..=len);
+        let to = self.rng.usize(at..=len.min(at + 64));
+        match self.rng.u8(..10) {
+            0 | 1 if at < len => bytes[at] ^= 1 << self.rng.u8(..8),
+            2 if at < len => bytes[at] = self.rng.u8(..),
+            // Values at which lengths and signs turn over.
+            3 if at < len => bytes[at] = [0, 1, 0x7f, 0x80, 0xfe, 0xff, b'\r', b'\n', b' ', b':'][self.rng.usize(..10)],
+            4 => bytes.truncate(at),
+            5 => drop(bytes.drain(at..to)),
+            6 => {
+                let piece = bytes[at..to].to_vec();
+                let times = 1 + self.rng.usize(..8);
+                bytes.splice(at..at, piece.repeat(times));
+            }
+            7 => {
+                let random: Vec<u8> = (0..self.rng.usize(..12)).map(|_| self.rng.u8(..)).collect();
+                bytes.splice(at..at, random);
+            }
+            8 => {
+                let other = self.pick();
+                let from = self.rng.usize(..=other.len());
+                bytes.truncate(at);
+                bytes.extend_from_slice(&other[from..]);
+            }
+            // A number in text becomes another one.
+            _ => {
+                let digits = bytes[at..].iter().position(u8::is_ascii_digit).map(|n| at + n);
+                if let Some(start) = digits {
+                    let end = bytes[start..].iter().position(|b| !b.is_ascii_digit()).map_or(len, |n| start + n);
+                    let number =
+                        ["0", "-1", "65536", "4294967296", "18446744073709551616", "1e999", ""][self.rng.usize(..7)];
+                    bytes.splice(start..end, number.bytes());
+                }
+            }
+        }
+    }
+}
