@@ -285,10 +285,16 @@ mod tests {
         let pool = FramePool::new();
         let at = MediaTime::ZERO;
         let short = VideoFrame::copied_from(&pool, at, Size::new(4, 4), PixelFormat::Rgba, &[0; 63]);
-        assert_eq!(short.expect_err("one byte short").to_string(), "a 4x4 Rgba picture needs 64 bytes, the buffer has 63");
+        assert_eq!(
+            short.expect_err("one byte short").to_string(),
+            "a 4x4 Rgba picture needs 64 bytes, the buffer has 63"
+        );
         for size in [Size::new(0, 4), Size::new(4, 1), Size::new(9000, 4)] {
             let buffer = pool.take(size.width as usize * size.height as usize * 4);
-            assert_eq!(VideoFrame::packed(at, size, PixelFormat::Rgba, buffer).expect_err("no such picture"), FrameError::BadSize(size));
+            assert_eq!(
+                VideoFrame::packed(at, size, PixelFormat::Rgba, buffer).expect_err("no such picture"),
+                FrameError::BadSize(size)
+            );
         }
     }
 

@@ -66,8 +66,11 @@ const ENGINE_TURNS: Duration = Duration::from_micros(200);
 /// probe that leaves in one run of datagrams arrives within one tick of the feedback's clock and tells nothing.
 const DOUBT_AFTER: Duration = Duration::from_secs(2);
 
-/// Longest pause between doubts: each one that changes nothing doubles it, because a path may really be that narrow.
+/// Longest pause before a doubt: each one doubles it, because a path may really be that narrow.
 const DOUBT_MAX: Duration = Duration::from_secs(60);
+
+/// An estimate that stays up for so long has proved the doubt right; the next one may come soon again.
+const DOUBT_FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
 
 /// How often the estimate is read while it is wanted. The engine's own events are means over three seconds: a viewer whose
 /// network got worse would drown in a full queue meanwhile.
@@ -301,9 +304,7 @@ pub struct Peer {
     mean_estimate: Option<Bitrate>,
     /// Its estimate when it was last read.
     current_estimate: Option<Bitrate>,
-    /// Since when the estimate has been low without losses.
-    low_since: Option<Instant>,
-    doubt_after: Duration,
+    doubt: Doubt,
     events: std::collections::VecDeque<PeerEvent>,
     counters: Counters,
     keyframe_asked: bool,
@@ -397,8 +398,7 @@ impl Peer {
             idle_turn: false,
             mean_estimate: None,
             current_estimate: None,
-            low_since: None,
-            doubt_after: DOUBT_AFTER,
+            doubt: Doubt::new(),
             events: std::collections::VecDeque::new(),
             counters: Counters::default(),
             keyframe_asked: false,
@@ -778,20 +778,12 @@ impl Peer {
         self.events.push_back(PeerEvent::Estimate(bps));
     }
 
-    /// See [`DOUBT_AFTER`].
     fn doubt_estimate(&mut self, now: Instant, loss: Option<f32>) {
-        let low = self.current_estimate.filter(|current| current.as_u64() < self.config.desired_bitrate_bps / 3);
-        if low.is_none() {
-            self.doubt_after = DOUBT_AFTER;
-        }
-        let Some(low) = low.filter(|_| loss.is_none_or(|loss| loss < 0.01)) else {
-            self.low_since = None;
-            return;
-        };
-        if now.saturating_duration_since(*self.low_since.get_or_insert(now)) >= self.doubt_after {
-            self.low_since = None;
-            self.doubt_after = (self.doubt_after * 2).min(DOUBT_MAX);
-            self.rtc.bwe().reset(Bitrate::from(low.as_u64() * 2));
+        let Some(current) = self.current_estimate else { return };
+        let low = current.as_u64() < self.config.desired_bitrate_bps / 3;
+        let lossless = loss.is_none_or(|loss| loss < 0.01);
+        if self.doubt.is_due(now, low, lossless) {
+            self.rtc.bwe().reset(Bitrate::from(current.as_u64() * 2));
         }
     }
 
@@ -802,6 +794,36 @@ impl Peer {
         {
             let _ = channel.write(false, &message.to_json());
         }
+    }
+}
+
+/// When a low estimate is to be doubted: see [`DOUBT_AFTER`].
+#[derive(Debug)]
+struct Doubt {
+    pause: Duration,
+    /// Whether the estimate is low, and since when it has been so, without losses.
+    low: bool,
+    since: Option<Instant>,
+}
+
+impl Doubt {
+    const fn new() -> Self {
+        Self { pause: DOUBT_AFTER, low: false, since: None }
+    }
+
+    fn is_due(&mut self, now: Instant, low: bool, lossless: bool) -> bool {
+        if low != self.low || (low && !lossless) {
+            *self = Self { pause: self.pause, low, since: None };
+        }
+        let lasted = now.saturating_duration_since(*self.since.get_or_insert(now));
+        if low && lasted >= self.pause {
+            *self = Self { pause: (self.pause * 2).min(DOUBT_MAX), low, since: None };
+            return true;
+        }
+        if !low && lasted >= DOUBT_FORGOTTEN_AFTER {
+            self.pause = DOUBT_AFTER;
+        }
+        false
     }
 }
 

@@ -76,24 +76,8 @@ impl Server {
         config.check()?;
         let clock = MediaClock::new(Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         let events = EventLog::new();
-        let wanted = SocketAddr::new(config.server.host, config.server.port);
-        let listen_error = |transport, address| move |error| ServerError::Listen { address, transport, error };
-        let listener = TcpListener::bind(wanted).map_err(listen_error("TCP", wanted))?;
-        listener.set_nonblocking(true).map_err(ServerError::Start)?;
-        // UDP takes the number that TCP got, also when that was 0.
+        let (listener, engine) = listen(&config, clock, &events)?;
         let address = listener.local_addr().map_err(ServerError::Start)?;
-        let engine = MediaEngine::start(EngineConfig {
-            address,
-            advertise: config.server.advertise.clone(),
-            threads: config.server.media_threads,
-            estimate_bandwidth: config.webrtc.estimate_bandwidth,
-            // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
-            desired_bitrate_bps: config.video.bitrate_bps() * 5 / 4,
-            playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
-            clock,
-            events: events.clone(),
-        })
-        .map_err(listen_error("UDP", address))?;
         let engine = Arc::new(engine);
         let streams = Streams::new();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -245,6 +229,38 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Free numbers tried where the configured one is 0: what TCP gets may be taken for UDP.
+const FREE_PORT_TRIES: u32 = 16;
+
+/// Binds TCP and UDP on one number.
+fn listen(config: &Config, clock: MediaClock, events: &EventLog) -> Result<(TcpListener, MediaEngine), ServerError> {
+    let wanted = SocketAddr::new(config.server.host, config.server.port);
+    let fault = |transport, address| move |error| ServerError::Listen { address, transport, error };
+    let mut tries = if wanted.port() == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let listener = TcpListener::bind(wanted).map_err(fault("TCP", wanted))?;
+        listener.set_nonblocking(true).map_err(ServerError::Start)?;
+        let address = listener.local_addr().map_err(ServerError::Start)?;
+        let started = MediaEngine::start(EngineConfig {
+            address,
+            advertise: config.server.advertise.clone(),
+            threads: config.server.media_threads,
+            estimate_bandwidth: config.webrtc.estimate_bandwidth,
+            // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
+            desired_bitrate_bps: config.video.bitrate_bps() * 5 / 4,
+            playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
+            clock,
+            events: events.clone(),
+        });
+        match started {
+            Ok(engine) => return Ok((listener, engine)),
+            Err(_) if tries > 0 => {}
+            Err(error) => return Err(fault("UDP", address)(error)),
+        }
     }
 }
 

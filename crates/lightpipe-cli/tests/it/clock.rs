@@ -68,19 +68,21 @@ fn check(fps: f64, measured: &Value) -> (f64, f64) {
         samples.len()
     );
     assert!((by_capture - 1.0).abs() < TENTH_OF_A_PERCENT, "{fps} fps: RTP runs at {by_capture} of the capture clock");
-    assert!((by_wall - 1.0).abs() < TENTH_OF_A_PERCENT, "{fps} fps: RTP runs at {by_wall} of the wall clock");
+    // A machine that others starve does not draw every picture in time, and the encoder's backlog grows and shrinks: then
+    // arrivals measure the machine, and a pause says nothing about us.
+    let published = measured["published"].as_f64().unwrap();
+    let kept_pace = published >= 0.98 * fps * seconds;
+    let tolerance = if kept_pace { TENTH_OF_A_PERCENT } else { 10.0 * TENTH_OF_A_PERCENT };
+    assert!((by_wall - 1.0).abs() < tolerance, "{fps} fps: RTP runs at {by_wall} of the wall clock");
     // Single pictures: the RTP distance is the capture distance, never a nominal one. Strips carry whole milliseconds; and
     // the picture that a late callback reads may be a newer one than the callback tells of.
     let honest =
         strips.windows(2).filter(|pair| ((pair[1].1 - pair[0].1) - (pair[1].0 - pair[0].0)).abs() <= 1.1).count();
     assert!(honest * 2 >= strips.len(), "{fps} fps: {honest} of {} distances are the captured ones", strips.len());
     assert!(decoded >= 0.99 * received, "{fps} fps: decoded {decoded} of {received}");
-    let published = measured["published"].as_f64().unwrap();
     // The server's count was taken around the browser's: a tenth of a second more.
     assert!(received >= 0.99 * (published - fps / 10.0), "{fps} fps: received {received} of {published}");
     assert_eq!(lost, 0.0, "{fps} fps: lost packets");
-    // A machine that others starve cannot draw every picture in time; then a pause says nothing about us.
-    let kept_pace = published >= 0.98 * fps * seconds;
     assert!(freezes == 0.0 || !kept_pace, "{fps} fps: {freezes} freezes");
     (decoded, seconds)
 }

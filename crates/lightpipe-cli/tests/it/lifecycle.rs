@@ -52,6 +52,7 @@ async fn events_come_in_the_order_of_a_streams_life_and_name_how_it_ended() {
 
     // The viewer whose signalling ends the session.
     let viewer = Viewer::join(&server, "cam");
+    viewer.wait_pictures(2, PATIENCE);
     let next = server.next_seq();
     assert_eq!(server.request("DELETE", &viewer.session, &[], b"").status, 200);
     assert_eq!(server.wait_event(next, "peer_disconnected")["cause"], "signalling_closed");

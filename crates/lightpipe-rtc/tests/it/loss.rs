@@ -17,12 +17,13 @@ fn percentile(pair: &Pair, share: f64) -> std::time::Duration {
 
 #[test]
 fn viewer_survives_two_percent_loss() {
-    for (seed, estimate) in [(7, false), (8, true)] {
+    for (seed, estimate) in [(7, false), (8, true), (9, false), (10, true)] {
         let link = LinkConfig::default().with_delay_millis(20);
         let mut lab = Lab::seeded(seed);
         lab.config.estimate_bandwidth = estimate;
-        let viewer = lab.join(link.clone().with_loss(0.02), link.with_loss(0.02));
-        lab.connect();
+        let viewer = lab.join(link.clone(), link.clone());
+        lab.connect_quietly();
+        lab.set_network(viewer, link.clone().with_loss(0.02), link.with_loss(0.02));
         lab.run_for(secs(60));
         lab.encoder.paused = true;
         lab.run_for(secs(1));

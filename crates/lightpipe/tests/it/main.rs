@@ -102,7 +102,7 @@ fn a_short_buffer_is_refused_with_both_lengths_and_the_next_picture_is_taken() {
 }
 
 #[test]
-fn a_dropped_sender_ends_its_encoder_and_nothing_else() {
+fn a_dropped_sender_ends_its_stream_and_nothing_else() {
     let server = server();
     let sender = server.frames("scene", SIZE, 30.0).expect("a new stream");
     let other = server.frames("other", SIZE, 30.0).expect("a new stream");
@@ -112,14 +112,19 @@ fn a_dropped_sender_ends_its_encoder_and_nothing_else() {
     assert!(sender.is_watched());
     viewer.leave();
 
+    let stream = server.streams().find("scene").expect("the stream is there");
     drop(sender);
-    let stream = server.streams().find("scene").expect("the stream stays");
-    // What is left: the list of streams, and `stream` itself. The encode thread held a third, the sender a fourth.
+    assert_eq!(server.streams().names(), ["other"], "the name is free again");
+    // What is left: `stream` itself. The encode thread held one, the sender one, the list of streams one.
     let deadline = Instant::now() + Duration::from_secs(5);
-    while Arc::strong_count(&stream) > 2 {
+    while Arc::strong_count(&stream) > 1 {
         assert!(Instant::now() < deadline, "{} hold the stream", Arc::strong_count(&stream));
         std::thread::sleep(Duration::from_millis(5));
     }
+    let again = server.frames("scene", SIZE, 30.0).expect("a new stream of the old name");
+    let mut viewer = Viewer::join(&server, "scene");
+    viewer.watch(2, || again.push(PixelFormat::Rgba, &pixels).expect("the length is right"));
+    viewer.leave();
     let mut viewer = Viewer::join(&server, "other");
     viewer.watch(2, || other.push(PixelFormat::Rgba, &pixels).expect("the length is right"));
     viewer.leave();
