@@ -188,15 +188,21 @@ impl VideoFrame {
         format: PixelFormat,
         buffer: PooledBuffer,
     ) -> Result<Self, FrameError> {
-        let range = 2..=Self::MAX_SIDE;
-        if !range.contains(&size.width) || !range.contains(&size.height) {
-            return Err(FrameError::BadSize(size));
-        }
+        Self::check_size(size)?;
         let needed = format.packed_len(size);
         if buffer.len() < needed {
             return Err(FrameError::TooShort { size, format, needed, got: buffer.len() });
         }
         Ok(Self { captured, received: captured, size, format, planes: format.packed_layout(size), buffer })
+    }
+
+    fn check_size(size: Size) -> Result<(), FrameError> {
+        let range = 2..=Self::MAX_SIDE;
+        if range.contains(&size.width) && range.contains(&size.height) {
+            Ok(())
+        } else {
+            Err(FrameError::BadSize(size))
+        }
     }
 
     /// Copies tightly packed `bytes` into a buffer of `pool`.
@@ -207,6 +213,8 @@ impl VideoFrame {
         format: PixelFormat,
         bytes: &[u8],
     ) -> Result<Self, FrameError> {
+        // First: the length of an absurd picture does not fit into a number.
+        Self::check_size(size)?;
         let needed = format.packed_len(size);
         let Some(bytes) = bytes.get(..needed) else {
             return Err(FrameError::TooShort { size, format, needed, got: bytes.len() });
@@ -289,6 +297,9 @@ mod tests {
             short.expect_err("one byte short").to_string(),
             "a 4x4 Rgba picture needs 64 bytes, the buffer has 63"
         );
+        let absurd = Size::new(u32::MAX, u32::MAX);
+        let refused = VideoFrame::copied_from(&pool, at, absurd, PixelFormat::Rgba, &[]);
+        assert_eq!(refused.expect_err("no such picture"), FrameError::BadSize(absurd));
         for size in [Size::new(0, 4), Size::new(4, 1), Size::new(9000, 4)] {
             let buffer = pool.take(size.width as usize * size.height as usize * 4);
             assert_eq!(

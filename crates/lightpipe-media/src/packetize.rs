@@ -71,6 +71,8 @@ pub fn h264(annexb: &[u8], max_len: usize) -> RtpPayloads {
     for nal in h264::nals(annexb) {
         match NalType::of(nal) {
             NalType::AccessUnitDelimiter | NalType::Filler | NalType::EndOfSequence | NalType::EndOfStream => {}
+            // Unspecified in H.264, aggregation and fragments in RTP: a receiver would take them for those.
+            NalType::Other(0 | 24..) => {}
             NalType::Sps | NalType::Pps | NalType::Sei if small_len + 2 + nal.len() <= max_len => {
                 small.push(nal);
                 small_len += 2 + nal.len();
@@ -292,6 +294,8 @@ mod tests {
         let payloads = h264(&annexb(&[nal(9, 2), nal(1, 30), nal(12, 90)]), 1128);
         assert_eq!(payloads.len(), 1);
         assert_eq!(payloads.bytes(), 30);
+        // Types 0 and 24 to 31 mean something else in RTP.
+        assert_eq!(h264(&annexb(&[nal(24, 9), nal(1, 30), nal(28, 9), nal(0, 9)]), 1128).len(), 1);
     }
 
     #[track_caller]

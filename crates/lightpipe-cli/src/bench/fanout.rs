@@ -5,14 +5,12 @@
 //! encrypting and handing over as many packets to as many sleeping receivers, without anything else. Kernel time is in both figures.
 
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use lightpipe::{Config, Server};
 use lightpipe_media::{AccessUnit, Outlet};
 use serde_json::{Value, json};
 
@@ -107,14 +105,10 @@ pub(crate) fn run(flags: &FanoutFlags) -> anyhow::Result<ExitCode> {
 }
 
 fn measure(flags: &FanoutFlags, viewers: usize, floor: Duration) -> anyhow::Result<Value> {
-    let mut config = Config::default();
-    config.server.host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    config.server.port = 0;
-    config.server.posts_per_second = 0;
-    config.video.bitrate_kbps = flags.bitrate;
-    config.webrtc.estimate_bandwidth = flags.estimate;
-    let server = Server::start(config)?;
-    server.add_source(&"pattern".parse()?)?;
+    let server = super::pattern_server(|config| {
+        config.video.bitrate_kbps = flags.bitrate;
+        config.webrtc.estimate_bandwidth = flags.estimate;
+    })?;
     let stream = server.streams().find("pattern").context("pattern")?;
     let nobody = stream.subscribe(Arc::new(Nobody));
     std::thread::sleep(SETTLE);

@@ -4,12 +4,11 @@
 //! it in our own player; the page reads the strip back from its canvas in `requestVideoFrameCallback` and compares it with the
 //! clock, whose offset it knows by pings over the data channel. The screen's own scan-out is not in the figure.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use lightpipe::{Config, Server};
+use lightpipe::Server;
 use lightpipe_browser::{Browser, Kind, Options, Page};
 use lightpipe_media::Histogram;
 use serde_json::{Value, json};
@@ -49,18 +48,13 @@ pub(crate) fn run(flags: &LatencyFlags) -> anyhow::Result<ExitCode> {
 }
 
 async fn measure(flags: &LatencyFlags, fps: f64) -> anyhow::Result<Value> {
-    let mut config = Config::default();
-    config.server.host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    config.server.port = 0;
-    config.server.posts_per_second = 0;
-    config.video.width = flags.width;
-    config.video.height = flags.height;
-    config.video.fps = fps;
     // Starting and stopping block; the runtime's other thread drives the browser meanwhile.
-    let server = tokio::task::block_in_place(|| -> anyhow::Result<Server> {
-        let server = Server::start(config)?;
-        server.add_source(&"pattern".parse()?)?;
-        Ok(server)
+    let server = tokio::task::block_in_place(|| {
+        super::pattern_server(|config| {
+            config.video.width = flags.width;
+            config.video.height = flags.height;
+            config.video.fps = fps;
+        })
     })?;
     let kind = if flags.browser == "firefox" { Kind::Firefox } else { Kind::Chromium };
     let options = Options::default()

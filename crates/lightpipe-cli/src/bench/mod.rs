@@ -9,6 +9,8 @@ mod viewers;
 
 use std::process::ExitCode;
 
+use lightpipe::{Config, Server};
+
 use crate::cli::Bench;
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
@@ -17,4 +19,16 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Fanout(flags) => fanout::run(flags),
         Bench::Viewers(flags) => viewers::run(flags),
     }
+}
+
+/// A server on a free port of loopback that shows `pattern`, without limits on who comes how often.
+fn pattern_server(change: impl FnOnce(&mut Config)) -> anyhow::Result<Server> {
+    let mut config = Config::default();
+    config.server.host = std::net::Ipv4Addr::LOCALHOST.into();
+    config.server.port = 0;
+    config.server.posts_per_second = 0;
+    change(&mut config);
+    let server = Server::start(config)?;
+    server.add_source(&"pattern".parse()?)?;
+    Ok(server)
 }

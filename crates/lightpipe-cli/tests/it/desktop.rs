@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::lab::browser::{PLAYER, inbound, wait_decoded, watch};
-use crate::lab::{PATIENCE, chromium, quiet, serve};
+use crate::lab::{PATIENCE, Server, chromium, quiet, serve};
 
 /// A child that is killed at the end of the test.
 struct Guard(Child);
@@ -50,6 +50,15 @@ fn terminal(display: &str) -> Guard {
     Guard(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("xterm"))
 }
 
+/// A desktop with a moving program, and a server that shows it.
+fn desktop() -> (Guard, Guard, Server) {
+    let (x, display) = xvfb();
+    let terminal = terminal(&display);
+    let server = serve(&[&format!("desktop:{display}")]).size(800, 600).start();
+    server.wait_event(0, "first_frame_ingested");
+    (x, terminal, server)
+}
+
 /// Brightness of the shown picture in a grid.
 const GRID: &str = "(() => {
   const canvas = Object.assign(document.createElement('canvas'), { width: 80, height: 60 });
@@ -62,10 +71,7 @@ const GRID: &str = "(() => {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_moving_program_on_an_x_server_moves_in_chromium() {
     let _machine = quiet().await;
-    let (_x, display) = xvfb();
-    let _terminal = terminal(&display);
-    let server = serve(&[&format!("desktop:{display}")]).size(800, 600).start();
-    server.wait_event(0, "first_frame_ingested");
+    let (_x, _terminal, server) = desktop();
     let browser = chromium().await;
     let page = watch(&browser, &server, "desktop").await;
     let connection = format!("{PLAYER}.peerConnection");
@@ -79,6 +85,48 @@ async fn a_moving_program_on_an_x_server_moves_in_chromium() {
     page.evaluate(&format!("void (window.first = {first})")).await.unwrap();
     let moved = format!("{grid}.filter((v, i) => Math.abs(v - first[i]) > 30).length > 5");
     page.wait_until(&moved, PATIENCE).await.unwrap();
+    browser.close().await.unwrap();
+}
+
+/// Median age of the picture over the player's last ten seconds, sampled over a minute: milliseconds.
+async fn minute(page: &lightpipe_browser::Page) -> f64 {
+    let mut medians = Vec::new();
+    for _ in 0..6 {
+        page.evaluate("new Promise(done => setTimeout(done, 10_000))").await.unwrap();
+        medians.push(page.evaluate(&format!("{PLAYER}.stats.latency_ms.p50")).await.unwrap().as_f64().unwrap());
+    }
+    medians.sort_by(f64::total_cmp);
+    f64::midpoint(medians[2], medians[3])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "nightly: fifteen minutes"]
+async fn fifteen_minutes_of_desktop_neither_age_nor_freeze_nor_grow() {
+    let minutes: u32 =
+        std::env::var("LIGHTPIPE_SOAK_MINUTES").map_or(15, |text| text.parse().expect("a number of minutes"));
+    let _machine = quiet().await;
+    let (_x, _terminal, server) = desktop();
+    let browser = chromium().await;
+    let page = watch(&browser, &server, "desktop").await;
+    let connection = format!("{PLAYER}.peerConnection");
+    wait_decoded(&page, &connection, 30).await;
+    // A freeze is a gap between shown pictures; the browser's own count begins at 150 ms more than the mean.
+    crate::lab::browser::note_gaps(&page).await;
+    let first = minute(&page).await;
+    let rss = server.rss_kib();
+    for _ in 2..minutes {
+        minute(&page).await;
+    }
+    let last = minute(&page).await;
+    let grown = server.rss_kib().saturating_sub(rss);
+    let gap = crate::lab::browser::take_longest_gap(&page).await;
+    let sent = server.peers()[0]["capture_to_sent_ms"].clone();
+    println!(
+        "{minutes} min: p50 {first:.1} ms at first, {last:.1} ms at last; longest gap {gap:.0} ms; RSS +{grown} KiB; capture to sent {sent}"
+    );
+    assert!(last - first <= 5.0, "{first} ms became {last} ms");
+    assert!(gap <= 500.0, "{gap} ms without a picture");
+    assert!(grown < 5 << 10, "{grown} KiB");
     browser.close().await.unwrap();
 }
 
