@@ -3,7 +3,7 @@
 use lightpipe_browser::{Browser, Page};
 
 use crate::lab::browser::{PLAYER, inbound, watch};
-use crate::lab::{LAVFI, PATIENCE, Server, chromium, firefox, quiet, serve};
+use crate::lab::{LAVFI, PATIENCE, Server, chromium, firefox, quiet, serve, shared};
 
 /// Sorts the saturated pixels of the shown picture by hue. Light changes a face's brightness, never its hue.
 const COLOURS: &str = "(() => {
@@ -94,5 +94,37 @@ async fn the_dashboard_shows_a_live_preview_of_every_stream() {
     server.wait_peers(3, PATIENCE);
     let complaints: Vec<String> = page.console().into_iter().filter(|l| !l.starts_with("[log]")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
+    browser.close().await.unwrap();
+}
+
+/// Waits for the display, and what the player asks of the source for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_for_the_display_become_one_wish_for_later_pictures() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    let browser = chromium().await;
+    let page = browser.open(&server.url("/assets/icon.svg")).await.unwrap();
+    let script = "(async () => {
+        const { DisplayPhase } = await import('/player.js');
+        const ask = waits => {
+            const phase = new DisplayPhase();
+            let later = null;
+            waits.forEach((wait, i) => {
+                later = phase.frame(i * 33, { presentationTime: wait, receiveTime: 0, processingDuration: 0 }) ?? later;
+            });
+            return later;
+        };
+        const sixty = wait => Array.from({ length: 60 }, (_, i) => wait(i));
+        return [ask(sixty(() => 12)), ask(sixty(() => 1.5)), ask(sixty(i => (i % 2 ? 16.4 : 0.3))), ask(sixty(i => i * 16.667 / 60))];
+    })()";
+    let wishes = page.evaluate(script).await.unwrap();
+    let wish = |n: usize| wishes[n].as_f64();
+    assert!((wish(0).unwrap() - 10.5).abs() < 0.01, "the wait less the margin: {wishes}");
+    assert_eq!(wish(1), None, "just in time is left alone");
+    assert!(
+        (wish(2).unwrap() - 14.6).abs() < 0.2,
+        "half of them miss a refresh: later by all but two milliseconds: {wishes}"
+    );
+    assert_eq!(wish(3), None, "a frame rate that does not divide the refresh rate has no phase");
     browser.close().await.unwrap();
 }
