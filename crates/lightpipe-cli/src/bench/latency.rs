@@ -59,8 +59,9 @@ async fn measure(flags: &LatencyFlags, fps: f64) -> anyhow::Result<Value> {
     let kind = if flags.browser == "firefox" { Kind::Firefox } else { Kind::Chromium };
     let options = Options::default()
         .with_firefox_system_h264(true)
-        // Firefox uses loopback addresses for WebRTC only when told so.
+        // Firefox uses loopback addresses, and shows its own, only when told so.
         .with_firefox_pref("media.peerconnection.ice.loopback", "true")
+        .with_firefox_pref("media.peerconnection.ice.obfuscate_host_addresses", "false")
         .with_command_timeout(Duration::from_secs(flags.seconds + 60));
     let browser = Browser::launch(kind, options).await?;
     let name = format!("{kind:?} {}", browser.version());
