@@ -14,7 +14,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = args.next().ok_or("which URL?")?;
     let file = args.next().ok_or("which file?")?;
     let kind = if args.next().as_deref() == Some("firefox") { Kind::Firefox } else { Kind::Chromium };
-    let options = Options::default().with_viewport(1280, 900, false).with_firefox_system_h264(true)
+    let options = Options::default()
+        .with_viewport(1280, 900, false)
+        .with_firefox_system_h264(true)
         // Firefox uses loopback addresses, and shows its own, only when told so.
         .with_firefox_pref("media.peerconnection.ice.loopback", "true")
         .with_firefox_pref("media.peerconnection.ice.obfuscate_host_addresses", "false");
