@@ -174,7 +174,6 @@ impl MediaEngine {
                 created,
                 connected: false,
                 counters: Counters::default(),
-                dropped_inbox: 0,
                 send: Histogram::default(),
                 capture_to_sent: Histogram::default(),
             },

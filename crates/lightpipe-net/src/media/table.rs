@@ -51,8 +51,6 @@ pub struct PeerInfo {
     pub connected: bool,
     /// Its counters.
     pub counters: Counters,
-    /// Pictures lost because the media thread's inbox was full.
-    pub dropped_inbox: u64,
     /// Encoded to the last packet handed to the kernel.
     pub send: Histogram,
     /// Captured to the last packet handed to the kernel.

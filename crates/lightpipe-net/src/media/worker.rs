@@ -166,8 +166,8 @@ impl Worker {
     }
 
     fn receive(&mut self) {
-        // Datagrams are copied out of the socket's buffer only on the hand-over path; here the buffer is borrowed, so
-        // it leaves `self` for the duration of a call.
+        // Copied out of the socket's buffer, because serving them needs all of `self`. What comes in is feedback, a small
+        // part of what goes out.
         let mut datagrams = Vec::new();
         for _ in 0..MAX_RECEIVES_PER_TURN {
             let received = self.socket.receive(|from, to, bytes| datagrams.push((from, to, bytes.to_vec())));
