@@ -20,6 +20,16 @@ pub(crate) fn proves_path(datagram: &[u8]) -> bool {
     !is_stun(datagram) || datagram[..2] == BINDING_SUCCESS
 }
 
+/// SSRC of an RTP packet; `None` for everything else (RFC 7983; RFC 5761 §4 tells RTCP by its second byte).
+pub(crate) fn rtp_ssrc(datagram: &[u8]) -> Option<u32> {
+    match datagram {
+        [128..=191, second, _, _, _, _, _, _, a, b, c, d, ..] if !(192..=223).contains(second) => {
+            Some(u32::from_be_bytes([*a, *b, *c, *d]))
+        }
+        _ => None,
+    }
+}
+
 /// The receiving side's ufrag in a STUN binding request: the part of USERNAME before the colon. Nothing here is
 /// authenticated; the peer checks the message integrity.
 pub fn local_ufrag(datagram: &[u8]) -> Option<&str> {
