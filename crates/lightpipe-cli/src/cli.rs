@@ -128,6 +128,23 @@ pub(crate) enum Bench {
     /// Native viewers for a fan-out measurement (started by `bench fanout` in a process of its own)
     #[command(hide = true)]
     Viewers(ViewersFlags),
+    /// The test picture as raw I420 on standard output (the source of `bench latency --through`)
+    #[command(hide = true)]
+    Frames(FramesFlags),
+}
+
+/// Flags of `bench frames`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FramesFlags {
+    /// Columns of the picture
+    #[arg(long)]
+    pub(crate) width: u32,
+    /// Rows of the picture
+    #[arg(long)]
+    pub(crate) height: u32,
+    /// Pictures per second
+    #[arg(long)]
+    pub(crate) fps: f64,
 }
 
 /// Flags of `bench latency`.
@@ -148,6 +165,9 @@ pub(crate) struct LatencyFlags {
     /// Browser
     #[arg(long, default_value = "chromium", value_parser = ["chromium", "firefox"])]
     pub(crate) browser: String,
+    /// Let the picture come from a child process with FFmpeg: raw, or encoded by libx264 as NUT or plain Annex-B
+    #[arg(long, value_enum)]
+    pub(crate) through: Option<Through>,
     /// Measure how long joining takes as well, this many times
     #[arg(long, default_value_t = 0)]
     pub(crate) joins: usize,
@@ -157,6 +177,17 @@ pub(crate) struct LatencyFlags {
     /// Fail (exit code 1) when the design's limits are missed
     #[arg(long)]
     pub(crate) gate: bool,
+}
+
+/// How pictures of a child process come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Through {
+    /// RGBA
+    Raw,
+    /// H.264 with its timestamps, in NUT
+    Nut,
+    /// H.264 as plain Annex-B
+    Annexb,
 }
 
 /// Flags of `bench fanout`.

@@ -105,7 +105,7 @@ pub(crate) fn run(flags: &FanoutFlags) -> anyhow::Result<ExitCode> {
 }
 
 fn measure(flags: &FanoutFlags, viewers: usize, floor: Duration) -> anyhow::Result<Value> {
-    let server = super::pattern_server(|config| {
+    let server = super::pattern_server("pattern", |config| {
         config.video.bitrate_kbps = flags.bitrate;
         config.webrtc.estimate_bandwidth = flags.estimate;
     })?;

@@ -3,6 +3,8 @@
 //! A server in this process sends `pattern`, whose pictures carry their capture time as a strip of blocks. A headless browser plays
 //! it in our own player; the page reads the strip back from its canvas in `requestVideoFrameCallback` and compares it with the
 //! clock, whose offset it knows by pings over the data channel. The screen's own scan-out is not in the figure.
+//!
+//! With `--through` the same picture comes from a child process, raw or encoded by FFmpeg: what each way into lightpipe costs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use lightpipe_browser::{Browser, Kind, Options, Page};
 use lightpipe_media::Histogram;
 use serde_json::{Value, json};
 
+use super::frames;
 use super::machine::Machine;
 use crate::cli::LatencyFlags;
 use crate::{exit, output};
@@ -48,9 +51,10 @@ pub(crate) fn run(flags: &LatencyFlags) -> anyhow::Result<ExitCode> {
 }
 
 async fn measure(flags: &LatencyFlags, fps: f64) -> anyhow::Result<Value> {
+    let source = flags.through.map_or_else(|| Ok("pattern".to_owned()), |how| frames::pipeline(how, flags, fps))?;
     // Starting and stopping block; the runtime's other thread drives the browser meanwhile.
     let server = tokio::task::block_in_place(|| {
-        super::pattern_server(|config| {
+        super::pattern_server(&source, |config| {
             config.video.width = flags.width;
             config.video.height = flags.height;
             config.video.fps = fps;
@@ -79,6 +83,7 @@ async fn measure(flags: &LatencyFlags, fps: f64) -> anyhow::Result<Value> {
     tokio::task::block_in_place(|| server.stop());
     Ok(json!({
         "fps": fps,
+        "through": flags.through.map(|how| format!("{how:?}").to_lowercase()),
         "size": format!("{}x{}", flags.width, flags.height),
         "browser": name,
         "seconds": seen["seconds"],

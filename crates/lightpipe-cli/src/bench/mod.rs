@@ -3,6 +3,7 @@
 mod cpu;
 mod fanout;
 mod floor;
+mod frames;
 mod latency;
 mod machine;
 mod viewers;
@@ -18,17 +19,18 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Latency(flags) => latency::run(flags),
         Bench::Fanout(flags) => fanout::run(flags),
         Bench::Viewers(flags) => viewers::run(flags),
+        Bench::Frames(flags) => frames::run(flags),
     }
 }
 
-/// A server on a free port of loopback that shows `pattern`, without limits on who comes how often.
-fn pattern_server(change: impl FnOnce(&mut Config)) -> anyhow::Result<Server> {
+/// A server on a free port of loopback that shows `source` as the stream `pattern`, without limits on who comes how often.
+fn pattern_server(source: &str, change: impl FnOnce(&mut Config)) -> anyhow::Result<Server> {
     let mut config = Config::default();
     config.server.host = std::net::Ipv4Addr::LOCALHOST.into();
     config.server.port = 0;
     config.server.posts_per_second = 0;
     change(&mut config);
     let server = Server::start(config)?;
-    server.add_source(&"pattern".parse()?)?;
+    server.add_source(&format!("pattern={source}").parse()?)?;
     Ok(server)
 }

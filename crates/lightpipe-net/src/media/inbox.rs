@@ -50,6 +50,12 @@ pub(crate) struct Pending {
     pub(crate) commands: VecDeque<Command>,
 }
 
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.units.is_empty() && self.datagrams.is_empty() && self.commands.is_empty()
+    }
+}
+
 /// The inbox of one media thread.
 pub(crate) struct Inbox {
     pending: Mutex<Pending>,
@@ -62,31 +68,37 @@ impl Inbox {
     }
 
     pub(crate) fn command(&self, command: Command) {
-        self.lock().commands.push_back(command);
-        self.wake();
+        self.put(|pending| pending.commands.push_back(command));
     }
 
     /// False when there was no room.
     pub(crate) fn datagram(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> bool {
-        {
-            let mut pending = self.lock();
-            if pending.datagrams.len() >= MAX_DATAGRAMS {
-                return false;
+        self.put(|pending| {
+            let room = pending.datagrams.len() < MAX_DATAGRAMS;
+            if room {
+                pending.datagrams.push_back((from, to, bytes.to_vec()));
             }
-            pending.datagrams.push_back((from, to, bytes.to_vec()));
+            room
+        })
+    }
+
+    /// Changes what is pending, and wakes the thread when that was nothing before: it takes all at once.
+    fn put<T>(&self, change: impl FnOnce(&mut Pending) -> T) -> T {
+        let mut pending = self.lock();
+        let idle = pending.is_empty();
+        let result = change(&mut pending);
+        let wake = idle && !pending.is_empty();
+        drop(pending);
+        if wake {
+            // The only failure is a closed poll: the thread has ended and takes nothing any more.
+            let _ = self.waker.wake();
         }
-        self.wake();
-        true
+        result
     }
 
     /// Takes everything, leaving the (emptied) buffers of `into` behind.
     pub(crate) fn take(&self, into: &mut Pending) {
         std::mem::swap(&mut *self.lock(), into);
-    }
-
-    fn wake(&self) {
-        // The only failure is a closed poll: the thread has ended and takes nothing any more.
-        let _ = self.waker.wake();
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -106,8 +118,7 @@ impl Outlet for StreamOutlet {
     fn deliver(&self, unit: &Arc<AccessUnit>) {
         let Some(stream) = self.stream.upgrade() else { return };
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        {
-            let mut pending = self.inbox.lock();
+        self.inbox.put(|pending| {
             if pending.units.len() >= MAX_UNITS {
                 *broken = true;
             } else if *broken && unit.keyframe {
@@ -116,11 +127,9 @@ impl Outlet for StreamOutlet {
             if !*broken {
                 pending.units.push_back((stream, Arc::clone(unit)));
             }
-        }
+        });
         if *broken {
             EngineCounters::add(&self.counters.counters.inbox_dropped, 1);
-        } else {
-            self.inbox.wake();
         }
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u64)>>,
     run: SendRun,
     stats_at: Instant,
+    /// The socket may hold datagrams.
+    readable: bool,
     stopping: bool,
 }
 
@@ -132,6 +134,7 @@ impl Worker {
             timers: BinaryHeap::new(),
             run: SendRun::default(),
             stats_at: Instant::now() + STATS_INTERVAL,
+            readable: false,
             stopping: false,
         })
     }
@@ -143,12 +146,15 @@ impl Worker {
         while !(self.stopping && self.peers.is_empty()) {
             let now = Instant::now();
             let next = self.timers.peek().map_or(self.stats_at, |Reverse((at, _))| (*at).min(self.stats_at));
-            if let Err(error) = self.poll.poll(&mut events, Some(next.saturating_duration_since(now)))
+            // What the last turn left in the socket announces itself no second time.
+            let patience = if self.readable { Duration::ZERO } else { next.saturating_duration_since(now) };
+            if let Err(error) = self.poll.poll(&mut events, Some(patience))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 error!(thread = self.index, %error, "media thread cannot wait for its socket; it ends");
                 break;
             }
+            self.readable |= events.iter().any(|event| event.token() == SOCKET);
             self.inbox.take(&mut pending);
             for (stream, unit) in pending.units.drain(..) {
                 self.fan_out(&stream, &unit);
@@ -159,7 +165,9 @@ impl Worker {
             for (from, to, bytes) in pending.datagrams.drain(..) {
                 self.on_datagram(from, to, &bytes, false);
             }
-            self.receive();
+            if self.readable {
+                self.receive();
+            }
             self.on_timers();
         }
         debug!(thread = self.index, "media thread ends");
@@ -172,7 +180,10 @@ impl Worker {
         for _ in 0..MAX_RECEIVES_PER_TURN {
             let received = self.socket.receive(|from, to, bytes| datagrams.push((from, to, bytes.to_vec())));
             match received {
-                Ok(0) => break,
+                Ok(0) => {
+                    self.readable = false;
+                    break;
+                }
                 Ok(_) => {}
                 Err(error) => {
                     // An ICMP error of some peer's address; the next call goes on.
