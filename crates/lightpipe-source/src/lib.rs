@@ -17,6 +17,8 @@ pub mod stderr_ring;
 pub mod stdin;
 pub mod supervisor;
 pub mod ticker;
+#[cfg(target_os = "linux")]
+pub mod x11;
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -111,10 +112,37 @@ pub(crate) fn unix_ms(clock: &MediaClock, at: MediaTime) -> u32 {
     clock.unix_micros(at).div_euclid(1000) as u32
 }
 
+/// What makes the pictures of a [`PacedSource`]. Errors are whole sentences for people.
+pub(crate) trait PictureMaker: Send + 'static {
+    /// Called before the first picture and again and again while nobody watches: can pictures be made?
+    fn idle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The picture of now; `at` is now.
+    fn picture(&mut self, at: MediaTime) -> Result<VideoFrame, String>;
+
+    /// How long after an error it is worth another try; `None` when an error is the end.
+    fn retry(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl<F: FnMut(MediaTime) -> Result<VideoFrame, String> + Send + 'static> PictureMaker for F {
+    fn picture(&mut self, at: MediaTime) -> Result<VideoFrame, String> {
+        self(at)
+    }
+}
+
+/// How long dropping a source waits for its thread, which may be held up by an X server.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
 /// A thread that makes pictures at an even pace while somebody watches. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct PacedSource {
     stop: Arc<AtomicBool>,
+    /// Closed when the thread is done.
+    done: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -127,14 +155,28 @@ impl PacedSource {
         sink: VideoSink,
         render: impl FnMut(MediaTime) -> Result<VideoFrame, String> + Send + 'static,
     ) -> std::io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
         // Ready to make pictures is all that such a source can be; nothing is rendered unwatched.
         sink.stream.set_health(Health::Live);
+        Self::spawn_maker(name, fps, sink, render)
+    }
+
+    /// Starts the thread around something that can fail and recover.
+    pub(crate) fn spawn_maker(
+        name: &str,
+        fps: f64,
+        sink: VideoSink,
+        maker: impl PictureMaker,
+    ) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ending, done) = channel();
         let thread = thread::Builder::new().name(name.to_owned()).spawn({
             let stop = Arc::clone(&stop);
-            move || run(&stop, fps, &sink, render)
+            move || {
+                Paced { stop: &stop, fps, sink: &sink, maker, failed: false, delivered: false }.run();
+                drop(ending);
+            }
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, done, thread: Some(thread) })
     }
 }
 
@@ -147,48 +189,88 @@ impl SourceHandle for PacedSource {
 impl Drop for PacedSource {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic in the thread has been reported by the panic hook.
-            _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        if self.done.recv_timeout(END_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(source = thread.thread().name(), "the source does not end; it is left behind");
+            return;
         }
+        // A panic in the thread has been reported by the panic hook.
+        _ = thread.join();
     }
 }
 
-fn run(stop: &AtomicBool, fps: f64, sink: &VideoSink, mut render: impl FnMut(MediaTime) -> Result<VideoFrame, String>) {
-    let now = || sink.clock.at(Instant::now());
-    let ended = || stop.load(Relaxed) || sink.stream.is_closed();
-    let mut delivered_one = false;
-    while !ended() {
-        if !sink.stream.wait_wanted(STOP_LATENCY) {
-            continue;
+/// The thread of a [`PacedSource`].
+struct Paced<'a, M> {
+    stop: &'a AtomicBool,
+    fps: f64,
+    sink: &'a VideoSink,
+    maker: M,
+    failed: bool,
+    delivered: bool,
+}
+
+impl<M: PictureMaker> Paced<'_, M> {
+    fn run(mut self) {
+        while !self.ended() {
+            let result = match self.maker.idle() {
+                Ok(()) => {
+                    self.recovered();
+                    self.show()
+                }
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = result {
+                self.fail(reason);
+                let Some(pause) = self.maker.retry() else { return };
+                sleep_until(Instant::now() + pause, || self.ended());
+            }
         }
+    }
+
+    /// Waits a moment for somebody who watches; makes pictures until nobody does.
+    fn show(&mut self) -> Result<(), String> {
+        let sink = self.sink;
+        if !sink.stream.wait_wanted(STOP_LATENCY) {
+            return Ok(());
+        }
+        let now = || sink.clock.at(Instant::now());
         // Whoever came first waits for no tick: the schedule starts now.
-        let mut schedule = Schedule::new(now(), fps);
+        let mut schedule = Schedule::new(now(), self.fps);
         while sink.stream.outlets() > 0 {
             schedule.delay(sink.stream.take_capture_delay());
             let due = schedule.next(now());
-            if !sleep_until(sink.clock.instant(due), ended) {
-                return;
+            if !sleep_until(sink.clock.instant(due), || self.ended()) {
+                return Ok(());
             }
-            let captured = now();
-            match render(captured) {
-                Ok(mut frame) => {
-                    frame.received = now();
-                    sink.frames.push(frame);
-                }
-                Err(reason) => {
-                    sink.stream.set_health(Health::Failed(reason.clone()));
-                    let kind = EventKind::SourceFailed { reason };
-                    sink.events.push(now(), sink.stream.name(), kind);
-                    return;
-                }
-            }
-            if !delivered_one {
-                delivered_one = true;
-                let kind = EventKind::FirstFrameIngested;
-                sink.events.push(now(), sink.stream.name(), kind);
+            let mut frame = self.maker.picture(now())?;
+            frame.received = now();
+            sink.frames.push(frame);
+            if !std::mem::replace(&mut self.delivered, true) {
+                sink.events.push(now(), sink.stream.name(), EventKind::FirstFrameIngested);
             }
         }
+        Ok(())
+    }
+
+    fn ended(&self) -> bool {
+        self.stop.load(Relaxed) || self.sink.stream.is_closed()
+    }
+
+    fn recovered(&mut self) {
+        if std::mem::take(&mut self.failed) || self.sink.stream.health() == Health::Starting {
+            self.delivered = false;
+            self.sink.stream.set_health(Health::Live);
+        }
+    }
+
+    /// Said once; the tries after it are silent until one succeeds.
+    fn fail(&mut self, reason: String) {
+        if std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        self.sink.stream.set_health(Health::Failed(reason.clone()));
+        let at = self.sink.clock.at(Instant::now());
+        self.sink.events.push(at, self.sink.stream.name(), EventKind::SourceFailed { reason });
     }
 }
 

@@ -6,15 +6,18 @@ use std::time::Duration;
 use lightpipe_codec::openh264::OpenH264;
 use lightpipe_codec::{Content, EncodeThread, EncoderConfig, Setup};
 use lightpipe_media::{EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream};
-use lightpipe_source::ffmpeg::args::{self, Desktop, Platform};
+use lightpipe_source::ffmpeg::args::{self, Platform};
 use lightpipe_source::ffmpeg::{self, Fit, Input, Output};
 use lightpipe_source::pipe::{PipeFormat, RawFormat};
+#[cfg(target_os = "linux")]
+use lightpipe_source::x11;
 use lightpipe_source::{SourceHandle, VideoSink, cube, exec, pattern, stdin};
 
 use crate::config::{Config, ContentHint, RendererChoice, VideoConfig};
 use crate::server::ServerError;
 use crate::spec::SourceSpec;
 
+#[cfg(not(target_os = "linux"))]
 /// How long the size of a desktop may take to find out.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -97,8 +100,17 @@ pub(crate) fn start(
             timecode = false;
             pattern::start(pattern::Config { size, fps: video.fps }, sink).map_err(|e| fault(&e))?
         }
+        #[cfg(target_os = "linux")]
         SourceSpec::Desktop(display) => {
-            let desktop = Desktop { display: display.clone(), ..Desktop::default() };
+            // A screen that cannot be read now is the stream's health; its size is then the configured one.
+            if let Ok(whole) = x11::screen_size(display.as_deref()) {
+                size = ffmpeg::fit_inside(whole, size);
+            }
+            x11::start(x11::Config { display: display.clone(), fps: video.fps }, sink).map_err(|e| fault(&e))?
+        }
+        #[cfg(not(target_os = "linux"))]
+        SourceSpec::Desktop(display) => {
+            let desktop = args::Desktop { display: display.clone(), ..args::Desktop::default() };
             let input = args::desktop(Platform::here(), &desktop, whole_fps);
             let found = ffmpeg::probe_size(config.ffmpeg.path.as_ref(), &input, PROBE_LIMIT);
             let fit = found.map_or(Fit::Pad, |whole| {

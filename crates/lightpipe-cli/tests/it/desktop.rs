@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::lab::browser::{PLAYER, inbound, wait_decoded, watch};
-use crate::lab::{PATIENCE, Server, chromium, quiet, serve};
+use crate::lab::{PATIENCE, Server, Viewer, chromium, quiet, serve, until};
 
 /// A child that is killed at the end of the test.
 struct Guard(Child);
@@ -16,10 +16,10 @@ impl Drop for Guard {
     }
 }
 
-/// An X server of its own, on a display that it chose.
-fn xvfb() -> (Guard, String) {
+/// An X server of its own, on a display that it chose, or the given one.
+fn xvfb(display: Option<&str>) -> (Guard, String) {
     let mut command = Command::new("Xvfb");
-    command.args(["-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp"]);
+    command.args(display).args(["-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("Xvfb");
     let pipe = child.stdout.take().unwrap();
     let server = Guard(child);
@@ -50,14 +50,20 @@ fn terminal(display: &str) -> Guard {
     Guard(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("xterm"))
 }
 
-/// A desktop with a moving program, and a server that shows it.
-fn desktop() -> (Guard, Guard, Server) {
-    let (x, display) = xvfb();
+/// A desktop with a moving program, and a server that shows it as the stream `desktop`. `source` is the specification, with
+/// DISPLAY for the display.
+fn desktop(source: &str) -> (Guard, Guard, Server) {
+    let (x, display) = xvfb(None);
     let terminal = terminal(&display);
-    let server = serve(&[&format!("desktop:{display}")]).size(800, 600).start();
-    server.wait_event(0, "first_frame_ingested");
+    let source = format!("desktop={}", source.replace("DISPLAY", &display));
+    let server = serve(&[&source]).size(800, 600).start();
+    until("the desktop", PATIENCE, || (server.stream("desktop")["health"] == "live").then_some(()));
     (x, terminal, server)
 }
+
+/// Our own grabber, and FFmpeg's.
+const NATIVE: &str = "desktop:DISPLAY";
+const X11GRAB: &str = "ffmpeg:-f x11grab -draw_mouse 1 -framerate 30 -i DISPLAY";
 
 /// Brightness of the shown picture in a grid.
 const GRID: &str = "(() => {
@@ -70,8 +76,17 @@ const GRID: &str = "(() => {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_moving_program_on_an_x_server_moves_in_chromium() {
+    a_moving_program_moves(NATIVE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moving_program_moves_in_chromium_through_x11grab() {
+    a_moving_program_moves(X11GRAB).await;
+}
+
+async fn a_moving_program_moves(source: &str) {
     let _machine = quiet().await;
-    let (_x, _terminal, server) = desktop();
+    let (_x, _terminal, server) = desktop(source);
     let browser = chromium().await;
     let page = watch(&browser, &server, "desktop").await;
     let connection = format!("{PLAYER}.peerConnection");
@@ -105,7 +120,8 @@ async fn fifteen_minutes_of_desktop_neither_age_nor_freeze_nor_grow() {
     let minutes: u32 =
         std::env::var("LIGHTPIPE_SOAK_MINUTES").map_or(15, |text| text.parse().expect("a number of minutes"));
     let _machine = quiet().await;
-    let (_x, _terminal, server) = desktop();
+    let source = std::env::var("LIGHTPIPE_SOAK_SOURCE").unwrap_or_else(|_| NATIVE.to_owned());
+    let (_x, _terminal, server) = desktop(&source);
     let browser = chromium().await;
     let page = watch(&browser, &server, "desktop").await;
     let connection = format!("{PLAYER}.peerConnection");
@@ -133,10 +149,30 @@ async fn fifteen_minutes_of_desktop_neither_age_nor_freeze_nor_grow() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_display_that_is_not_there_is_named() {
     let _machine = crate::lab::shared().await;
-    let server = serve(&["pattern", "desktop::4711"]).start();
-    let exited = server.wait_event(0, "ffmpeg_exited");
-    assert_eq!(exited["stream"], "desktop");
-    assert!(exited["reason"].as_str().unwrap().contains(":4711"), "{exited}");
-    assert_eq!(server.stream("desktop")["health"], "failed");
-    assert_eq!(server.get("/readyz").status, 200, "the other stream is there");
+    for (source, event) in [("desktop::4711", "source_failed"), ("ffmpeg:-f x11grab -i :4711", "ffmpeg_exited")] {
+        let server = serve(&["pattern", &format!("desktop={source}")]).start();
+        let failed = server.wait_event(0, event);
+        assert_eq!(failed["stream"], "desktop");
+        assert!(failed["reason"].as_str().unwrap().contains(":4711"), "{failed}");
+        assert_eq!(server.stream("desktop")["health"], "failed");
+        assert_eq!(server.get("/readyz").status, 200, "the other stream is there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_x_server_that_ends_and_comes_back_keeps_its_viewers() {
+    let _machine = crate::lab::shared().await;
+    let (x, display) = xvfb(None);
+    let server = serve(&[&format!("desktop:{display}")]).size(800, 600).start();
+    let viewer = Viewer::join(&server, "desktop");
+    viewer.wait_pictures(10, PATIENCE);
+    let peers = server.peer_ids();
+    drop(x);
+    let failed = server.wait_event(0, "source_failed");
+    assert!(failed["reason"].as_str().unwrap().contains(&display), "{failed}");
+    let (_x, again) = xvfb(Some(&display));
+    assert_eq!(again, display);
+    viewer.wait_pictures(30, PATIENCE);
+    assert_eq!(server.stream("desktop")["health"], "live");
+    assert_eq!(server.peer_ids(), peers, "the same session");
 }
