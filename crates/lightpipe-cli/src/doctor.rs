@@ -127,7 +127,7 @@ fn ffmpeg(path: &str) -> Finding {
         what: "FFmpeg",
         ok,
         detail,
-        help: "Needed by desktop, camera, ffmpeg and file sources: install ffmpeg, or set --ffmpeg PATH.",
+        help: "Needed by camera, ffmpeg and file sources, and by desktop on Windows and macOS: install ffmpeg, or set --ffmpeg PATH.",
     }
 }
 

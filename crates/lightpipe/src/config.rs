@@ -19,7 +19,7 @@ pub struct Config {
     pub video: VideoConfig,
     /// `[webrtc]`: how they travel.
     pub webrtc: WebRtcConfig,
-    /// `[ffmpeg]`: the program behind `desktop`, `camera`, `ffmpeg` and `file` sources.
+    /// `[ffmpeg]`: the program behind `camera`, `ffmpeg` and `file` sources, and `desktop` on Windows and macOS.
     pub ffmpeg: FfmpegConfig,
     /// `[sources]`: streams by name, each a source specification as on the command line. Empty: `cube`, `pattern`, and `desktop`
     /// where there is a display.
