@@ -111,6 +111,8 @@ async fn minute(page: &lightpipe_browser::Page) -> f64 {
         medians.push(page.evaluate(&format!("{PLAYER}.stats.latency_ms.p50")).await.unwrap().as_f64().unwrap());
     }
     medians.sort_by(f64::total_cmp);
+    let stages = page.evaluate(&format!("{PLAYER}.stats.stages_ms")).await.unwrap();
+    println!("medians of ten seconds {medians:.1?}, stages {stages}");
     f64::midpoint(medians[2], medians[3])
 }
 
