@@ -16,6 +16,8 @@ pub(crate) enum For {
     Running,
     /// `cargo xtask test`; includes the former.
     Testing,
+    /// `cargo xtask instructions`, which is for Debian; includes the first.
+    Counting,
 }
 
 /// How to see that something is there.
@@ -160,6 +162,26 @@ const NEEDS: &[Need] = &[
         brew: "",
         winget: "",
     },
+    Need {
+        since: For::Counting,
+        why: "instructions are counted in an emulated machine",
+        sign: Sign::Program(&["qemu-system-x86_64"]),
+        debian: &["qemu-system-x86"],
+        fedora: "",
+        arch: "",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Counting,
+        why: "the emulated machine's shell",
+        sign: Sign::Package,
+        debian: &["busybox-static"],
+        fedora: "",
+        arch: "",
+        brew: "",
+        winget: "",
+    },
 ];
 
 /// Tries of a package installation. Another one may hold the lock, or a mirror be in the middle of an update.
@@ -170,7 +192,7 @@ pub(crate) fn ensure(purpose: For) -> Result<(), String> {
     let debian = program(&["apt-get"]);
     let missing: Vec<&Need> = NEEDS
         .iter()
-        .filter(|need| purpose == For::Testing || need.since == For::Running)
+        .filter(|need| need.since == purpose || need.since == For::Running)
         .filter(|need| !present(need, debian))
         .collect();
     if !missing.is_empty() {
@@ -192,7 +214,8 @@ fn present(need: &Need, debian: bool) -> bool {
     }
 }
 
-fn program(names: &[&str]) -> bool {
+/// Whether one of these programs is there.
+pub(crate) fn program(names: &[&str]) -> bool {
     // The system folders too: people who are not root do not have them on their search path.
     let search = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&search).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
@@ -228,19 +251,13 @@ fn package(name: &str) -> bool {
 fn apt(missing: &[&Need]) -> Result<(), String> {
     let by_hand = || instructions(missing);
     let Some(prefix) = administrator() else { return Err(by_hand()) };
-    let apt_get = |args: &[&str]| {
-        let command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "-o", "DPkg::Lock::Timeout=300"];
-        let line: Vec<&str> = prefix.iter().chain(&command).chain(args).copied().collect();
-        println!("$ {}", line.join(" "));
-        Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
     for attempt in 1..=TRIES {
         // A list that is a little old may still name packages that are there, so a failed update is no reason to stop.
-        if !apt_get(&["update"]) {
+        if !apt_get(&prefix, &["update"]) {
             println!("apt-get update failed, going on with the lists that are there");
         }
         let names: Vec<&str> = missing.iter().map(|need| in_archive(need)).collect();
-        if apt_get(&[&["install", "--no-install-recommends"][..], &names].concat()) {
+        if apt_get(&prefix, &[&["install", "--no-install-recommends"][..], &names].concat()) {
             return Ok(());
         }
         if attempt < TRIES {
@@ -249,6 +266,20 @@ fn apt(missing: &[&Need]) -> Result<(), String> {
         }
     }
     Err(by_hand())
+}
+
+/// Lets the package manager look what the archive has. Where that fails, what is asked for next says what is wrong.
+pub(crate) fn update_lists() {
+    if let Some(prefix) = administrator() {
+        apt_get(&prefix, &["update"]);
+    }
+}
+
+fn apt_get(prefix: &[&str], args: &[&str]) -> bool {
+    let command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "-o", "DPkg::Lock::Timeout=300"];
+    let line: Vec<&str> = prefix.iter().chain(&command).chain(args).copied().collect();
+    println!("$ {}", line.join(" "));
+    Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 /// The first of the package's names that this release of the system has.

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "talking to a person in a terminal is what it is for")]
 
 mod install;
+mod instructions;
 mod nightly;
 mod run;
 mod test;
@@ -17,6 +18,8 @@ const HELP: &str = "\
 cargo xtask run [ARGS…]   install what is missing, build lightpipe, run it with ARGS
 cargo xtask test          install what is missing, run every check; last line `N passed, N failed`
 cargo xtask nightly       the same, then the long tests and the benches
+cargo xtask instructions [VIEWERS]
+                          count a packet's instructions in an emulated machine, for 10 viewers or up to 20 (Debian)
 cargo xtask install       only install what is missing";
 
 fn main() -> ExitCode {
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
         (Some("run"), _) => run::run(rest),
         (Some("test"), true) => return test::run(),
         (Some("nightly"), true) => return nightly::run(),
+        (Some("instructions"), _) => instructions::run(&rest),
         (Some("install"), true) => install::ensure(install::For::Testing),
         (Some("help" | "--help" | "-h"), _) => {
             println!("{HELP}");

@@ -26,6 +26,8 @@ const TABLE: &[(&str, Job, &[&str])] = &[
     ("bench latency", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "latency", "--seconds", "60", "--joins", "20", "--gate"]),
     ("bench fanout", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "fanout"]),
     ("bench fanout, estimating", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "fanout", "--estimate"]),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    ("instructions", Job::Check, &["run", "--package", "xtask", "--", "instructions"]),
 ];
 
 pub(crate) fn run() -> ExitCode {
