@@ -137,8 +137,12 @@ const PHASE_SAMPLES = 60;
 const PHASE_SETTLE_MS = 1500;
 /** Below this order (mean resultant length) the waits are all over the circle. */
 const PHASE_MIN_ORDER = 0.5;
-/** A picture should be ready this long before its refresh; the compositor wants it a little ahead. */
+/** A picture should be ready this long before its refresh; the compositor wants it a little ahead... */
 const PHASE_MARGIN_MS = 1.5;
+/** ...and a busy one much more: where most pictures miss the refresh that they were made for, the margin grows by this... */
+const PHASE_MARGIN_STEP_MS = 2;
+/** ...and shrinks again by this with each look at which they do not. */
+const PHASE_MARGIN_DECAY_MS = 0.02;
 /** Smaller moves are not worth a message. */
 const PHASE_STEP_MS = 1;
 /** A latency outside this range is a clock that stepped or a mapping from before a restart. */
@@ -1148,6 +1152,7 @@ export class DisplayPhase {
   /** @type {number[]} */ #waits = [];
   #quietUntil = 0;
   #interval;
+  #margin = PHASE_MARGIN_MS;
 
   /** @param {number} [intervalMs] refresh interval of the display */
   constructor(intervalMs = 1000 / 60) { this.#interval = intervalMs; }
@@ -1168,6 +1173,11 @@ export class DisplayPhase {
 
   /** @param {number[]} waits @returns {number|null} */
   #later(waits) {
+    // A compositor that is behind takes a picture one refresh later than it could; on the circle both are the same.
+    const median = waits.slice().sort((a, b) => a - b)[waits.length >> 1];
+    this.#margin = median > this.#interval
+      ? Math.min(this.#margin + PHASE_MARGIN_STEP_MS, this.#interval / 2)
+      : Math.max(this.#margin - PHASE_MARGIN_DECAY_MS, PHASE_MARGIN_MS);
     const turn = (2 * Math.PI) / this.#interval;
     let x = 0;
     let y = 0;
@@ -1179,7 +1189,7 @@ export class DisplayPhase {
     if (length < PHASE_MIN_ORDER) return null;
     const mean = Math.atan2(y, x) / turn;
     const spread = Math.sqrt(-2 * Math.log(Math.min(length, 1))) / turn;
-    const wanted = Math.min(PHASE_MARGIN_MS + 2 * spread, this.#interval / 2);
+    const wanted = Math.min(this.#margin + 2 * spread, this.#interval / 2);
     // Between 0 and one interval: a source can wait, it cannot hurry.
     const later = (((mean - wanted) % this.#interval) + this.#interval) % this.#interval;
     const distance = Math.min(later, this.#interval - later);

@@ -428,10 +428,10 @@ mod tests {
     #[test]
     fn limits_hold_from_ten_viewers_on_and_loss_is_a_fault_always() {
         let figures = |packet, lost| Figures { packet, floor: 1000.0, lost, undecodable: 0.0, disconnected: 0.0 };
-        assert_eq!(figures(2299.0, 0.0).faults(10, LIMIT).count(), 0);
-        assert_eq!(figures(2301.0, 0.0).faults(10, LIMIT).count(), 1);
-        assert_eq!(figures(2301.0, 0.0).faults(9, LIMIT).count(), 0);
-        assert_eq!(figures(2301.0, 1.0).faults(9, LIMIT).count(), 1);
+        assert_eq!(figures(2299.0, 0.0).faults(10, 2.3).count(), 0);
+        assert_eq!(figures(2301.0, 0.0).faults(10, 2.3).count(), 1);
+        assert_eq!(figures(2301.0, 0.0).faults(9, 2.3).count(), 0);
+        assert_eq!(figures(2301.0, 1.0).faults(9, 2.3).count(), 1);
     }
 
     #[test]
