@@ -53,6 +53,7 @@
  * @property {number} capture_ms  Its capture time, Unix milliseconds on the server's clock.
  * @property {number} [clock_rate]
  * @property {Record<'capture'|'queue'|'encode'|'send', Quantiles>} [stages_ms]
+ * @property {[number, number]|null} [audio]  RTP timestamp (48 kHz) of a recent frame of sound, and its capture time.
  * @property {number|null} [target_bps]
  * @property {number|null} [estimate_bps]
  * @property {number|null} [rtt_ms]
@@ -79,6 +80,7 @@
  * @property {number|null} pli_count
  * @property {number|null} nack_count
  * @property {Quantiles & {source: 'timecode'|'rtp'|null}} latency_ms  Glass to glass, last 10 s.
+ * @property {number|null} audio_latency_ms    Capture to the sound leaving the jitter buffer; null while muted.
  * @property {Record<Stage, number|null>} stages_ms  Medians; see {@link stageSplit}.
  * @property {ServerStats|null} server
  * @property {string|null} codec               E.g. `H264`.
@@ -145,6 +147,16 @@ const PHASE_MARGIN_STEP_MS = 2;
 const PHASE_MARGIN_DECAY_MS = 0.02;
 /** Smaller moves are not worth a message. */
 const PHASE_STEP_MS = 1;
+/** While there is sound to hear its age is looked at so often... */
+const LIP_SAMPLE_MS = 100;
+/** ...and pictures or sound are held back for the other after so many looks... */
+const LIP_SAMPLES = 15;
+/** ...of which the first after a change do not count... */
+const LIP_SETTLE_MS = 1000;
+/** ...where they are further apart than this. Nobody notices 45 ms of late sound (ITU-R BT.1359), so this is strict. */
+const LIP_TOLERANCE_MS = 6;
+/** Nothing is held back longer than this for the other. */
+const LIP_MAX_MS = 500;
 /** A latency outside this range is a clock that stepped or a mapping from before a restart. */
 const PLAUSIBLE_LATENCY_MS = { min: -100, max: 60_000 };
 
@@ -222,6 +234,7 @@ export class LightpipePlayer extends Base {
     const video = this.video;
     if (!video || !this.#session?.hasAudio) return;
     video.muted = !video.muted;
+    this.#session.listen(!video.muted);
     this.#view?.renderMuted();
   }
   async toggleFullscreen() {
@@ -283,6 +296,7 @@ export class LightpipePlayer extends Base {
       if (after) this.start(); else this.stop();
     } else if (name === 'muted') {
       this.#view.video.muted = after !== null;
+      this.#session?.listen(after === null);
       this.#view.renderMuted();
     } else {
       this.#view.renderAttributes();
@@ -359,6 +373,7 @@ export class LightpipePlayer extends Base {
   #attach(session, track) {
     const view = /** @type {View} */ (this.#view);
     session.stream.addTrack(track);
+    session.listen(!view.video.muted);
     if (view.video.srcObject !== session.stream) {
       // Until now the last picture of the old session stayed on screen.
       view.video.srcObject = session.stream;
@@ -400,6 +415,7 @@ export class LightpipePlayer extends Base {
       const timecode = this.#readStrip(video, at);
       const sample = session.meter.frame(at, metadata, timecode);
       session.tellPhase(at, metadata);
+      session.syncLips(at, sample);
       for (const listener of this.#frameListeners) listener(sample);
       session.sawFrame(at);
       if (this.#state.state !== 'playing') this.#picture();
@@ -673,6 +689,10 @@ class Session {
   clock = new ClockSync();
   meter = new LatencyMeter(this.clock);
   #phase = new DisplayPhase();
+  #lips = new LipSync();
+  #listening = false;
+  /** @type {RTCRtpReceiver|null} */ #video = null;
+  /** @type {RTCRtpReceiver|null} */ #audio = null;
   /** @type {RTCDataChannel|null} */ #channel = null;
   /** @type {number|null} */ connectedAt = null;
   /** @type {number|null} */ firstFrameAt = null;
@@ -701,6 +721,35 @@ class Session {
     const laterMs = this.#phase.frame(at, metadata);
     if (laterMs === null || this.#channel?.readyState !== 'open') return;
     this.#channel.send(JSON.stringify({ type: 'phase', later_ms: laterMs }));
+  }
+
+  /** Whether there is anybody to hear it: without, pictures wait for no sound. @param {boolean} listening */
+  listen(listening) {
+    if (listening === this.#listening) return;
+    this.#listening = listening;
+    this.#lips = new LipSync();
+    for (const receiver of [this.#video, this.#audio]) if (receiver) hold(receiver, 0);
+  }
+
+  /** Holds pictures back for the sound, or the sound for them. @param {number} at @param {FrameSample} sample */
+  syncLips(at, sample) {
+    if (!this.#listening || !this.hasAudio || !this.#lips.due(at)) return;
+    const wish = this.#lips.look(at, this.#audioLatency(), sample.rtp_latency_ms ?? sample.timecode_latency_ms);
+    if (!wish) return;
+    if (this.#video) hold(this.#video, wish.videoMs);
+    if (this.#audio) hold(this.#audio, wish.audioMs);
+  }
+
+  /** How old the sound is that leaves the jitter buffer now, ms. */
+  #audioLatency() {
+    const source = this.#audio?.getSynchronizationSources()[0];
+    const pair = this.meter.server?.audio;
+    if (!source || !pair) return null;
+    const shown = this.clock.serverTime(source.timestamp - performance.timeOrigin);
+    if (shown === null) return null;
+    // A packet is played in two halves, and both are told as its beginning.
+    const middleMs = 5;
+    return plausible(shown - (pair[1] + ((source.rtpTimestamp - pair[0]) | 0) / 48) - middleMs);
   }
 
   get looksDead() {
@@ -758,6 +807,7 @@ class Session {
     const measured = this.meter.summary(performance.now());
     stats.latency_ms = measured.latency;
     stats.stages_ms = stageSplit(measured, stats);
+    stats.audio_latency_ms = this.#listening && this.hasAudio ? this.#audioLatency() : null;
     return stats;
   }
 
@@ -773,8 +823,10 @@ class Session {
     this.#reader = new StatsReader(pc);
     const video = pc.addTransceiver('video', { direction: 'recvonly' });
     const audio = pc.addTransceiver('audio', { direction: 'recvonly' });
-    hurry(video.receiver);
-    hurry(audio.receiver);
+    this.#video = video.receiver;
+    this.#audio = audio.receiver;
+    hold(video.receiver, 0);
+    hold(audio.receiver, 0);
     this.#openChannel(pc.createDataChannel('lightpipe', { ordered: false, maxRetransmits: 0 }));
     pc.addEventListener('track', ({ track }) => {
       if (this.#closed) return;
@@ -797,7 +849,7 @@ class Session {
     const iceServers = parseIceServers(response.headers.get('Link'));
     if (iceServers.length) useIceServers(pc, iceServers);
     await pc.setLocalDescription(offer);
-    await pc.setRemoteDescription({ type: 'answer', sdp: answer });
+    await pc.setRemoteDescription({ type: 'answer', sdp: withSoundApart(answer) });
     this.#after(CONNECT_TIMEOUT_MS, () => {
       if (this.connectedAt === null) this.#fail(iceFailure());
     });
@@ -962,12 +1014,13 @@ function useIceServers(pc, iceServers) {
   }
 }
 
-/** Asks the receiver to hold frames as shortly as it can. @param {RTCRtpReceiver} receiver */
-function hurry(receiver) {
+/** Asks the receiver to hold what it receives for so long, 0 for as shortly as it can.
+ * @param {RTCRtpReceiver} receiver @param {number} ms */
+function hold(receiver, ms) {
   const target = /** @type {any} */ (receiver);
   try {
-    if ('jitterBufferTarget' in target) target.jitterBufferTarget = 0;
-    else if ('playoutDelayHint' in target) target.playoutDelayHint = 0;
+    if ('jitterBufferTarget' in target) target.jitterBufferTarget = ms;
+    else if ('playoutDelayHint' in target) target.playoutDelayHint = ms / 1000;
   } catch { /* an old browser with other limits; it then buffers as it likes */ }
 }
 
@@ -1070,6 +1123,48 @@ export function withStereoOpus(sdp) {
   if (!payloadType) return sdp;
   const line = new RegExp(`^(a=fmtp:${payloadType} (?!.*\\bstereo=).*)$`, 'm');
   return sdp.replace(line, (whole) => `${whole.trimEnd()};stereo=1${whole.endsWith('\r') ? '\r' : ''}`);
+}
+
+/**
+ * Gives the sound of an answer a stream of its own. Browsers hold pictures back for sound of the same stream, muted or not;
+ * {@link LipSync} does that only while somebody listens.
+ * @param {string} sdp @returns {string}
+ */
+export function withSoundApart(sdp) {
+  const sections = sdp.split(/^(?=m=)/m);
+  return sections.map((section) => (section.startsWith('m=audio')
+    ? section.replace(/^(a=(?:ssrc:\d+ )?msid:)\S+/gm, '$1lightpipe-sound')
+    : section)).join('');
+}
+
+/** Decides how long pictures or sound are held back for the other. */
+export class LipSync {
+  /** @type {number[]} */ #audio = [];
+  /** @type {number[]} */ #video = [];
+  #nextAt = 0;
+  /** How much longer pictures are held than sound; negative the other way. */
+  #lead = 0;
+
+  /** @param {number} at */
+  due(at) { return at >= this.#nextAt; }
+
+  /** One look at both ages, ms. @param {number} at @param {number|null} audioMs @param {number|null} videoMs
+   * @returns {{videoMs: number, audioMs: number}|null} how long to hold each from now on */
+  look(at, audioMs, videoMs) {
+    this.#nextAt = at + LIP_SAMPLE_MS;
+    if (audioMs === null || videoMs === null) return null;
+    this.#audio.push(audioMs);
+    this.#video.push(videoMs);
+    if (this.#audio.length < LIP_SAMPLES) return null;
+    const [audio, video] = [this.#audio, this.#video].map((ages) => ages.sort((a, b) => a - b)[ages.length >> 1]);
+    this.#audio = [];
+    this.#video = [];
+    const late = audio - video;
+    if (Math.abs(late) <= LIP_TOLERANCE_MS) return null;
+    this.#nextAt = at + LIP_SETTLE_MS;
+    this.#lead = Math.max(-LIP_MAX_MS, Math.min(LIP_MAX_MS, this.#lead + late));
+    return { videoMs: Math.max(this.#lead, 0), audioMs: Math.max(-this.#lead, 0) };
+  }
 }
 
 /** @param {unknown} data @returns {any} */
@@ -1389,7 +1484,7 @@ function emptyStats(state) {
     frames_dropped: null, key_frames_decoded: null, pli_count: null, nack_count: null,
     latency_ms: { p50: null, p95: null, p99: null, source: null },
     stages_ms: { capture: null, queue: null, encode: null, send: null, network: null, jitter_buffer: null, decode: null, render: null },
-    server: null, codec: null, candidate_type: null,
+    audio_latency_ms: null, server: null, codec: null, candidate_type: null,
   };
 }
 

@@ -1,11 +1,17 @@
-//! Video encoders and the thread that drives one.
+//! Encoders and the threads that drive them.
 //!
 //! [`VideoEncoder`] is what a backend implements; [`openh264`] is the default backend. [`EncodeThread`] takes raw pictures
-//! from a source's queue, asks the stream what its outlets want, and publishes access units.
+//! from a source's queue, asks the stream what its outlets want, and publishes access units. [`AudioEncoder`], [`opus`] and
+//! [`AudioThread`] are the same for sound.
 
+pub mod audio_encoder;
+mod audio_thread;
 pub mod encoder;
 pub mod openh264;
+pub mod opus;
 mod thread;
 
+pub use audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
+pub use audio_thread::{AudioSetup, AudioThread};
 pub use encoder::{Content, EncodeError, Encoded, EncoderConfig, VideoEncoder};
 pub use thread::{EncodeThread, MakeEncoder, Setup};

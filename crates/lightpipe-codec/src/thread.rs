@@ -99,7 +99,7 @@ impl Worker {
     fn run(mut self) {
         loop {
             match self.setup.frames.pop(IDLE_CHECK) {
-                Pop::Frame(frame) => self.on_frame(frame),
+                Pop::Item(frame) => self.on_frame(frame),
                 Pop::TimedOut => {
                     let now = self.now();
                     if self.setup.stream.outlets() == 0 {

@@ -9,6 +9,7 @@
 
 pub mod access_unit;
 pub mod annexb;
+pub mod audio;
 pub mod convert;
 pub mod event;
 pub mod frame;
@@ -22,9 +23,10 @@ pub mod time;
 pub mod timecode;
 
 pub use access_unit::{AccessUnit, Stages, VideoCodec};
+pub use audio::{AudioBlock, AudioPacket};
 pub use event::{Event, EventKind, EventLog};
 pub use frame::{FramePool, PixelFormat, Size, VideoFrame};
 pub use histogram::Histogram;
-pub use queue::FrameQueue;
+pub use queue::{AudioQueue, FrameQueue};
 pub use stream::{Demand, Outlet, Stream, Subscription};
 pub use time::{MediaClock, MediaTime, RtpClock};

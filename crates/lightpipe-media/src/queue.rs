@@ -5,41 +5,48 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::audio::AudioBlock;
 use crate::frame::VideoFrame;
 
-/// Raw pictures on their way to an encoder. When full, the **oldest** is dropped: on a live picture
+/// Raw pictures on their way to an encoder.
+pub type FrameQueue = Queue<VideoFrame>;
+
+/// Sound on its way to an encoder.
+pub type AudioQueue = Queue<AudioBlock>;
+
+/// Raw media on its way to an encoder. When full, the **oldest** is dropped: of what is live
 /// late is worse than missing, and a source must never wait for an encoder.
 #[derive(Debug)]
-pub struct FrameQueue {
-    inner: Mutex<Inner>,
+pub struct Queue<T> {
+    inner: Mutex<Inner<T>>,
     filled: Condvar,
     capacity: usize,
     pushed: AtomicU64,
     dropped: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    frames: VecDeque<VideoFrame>,
+#[derive(Debug)]
+struct Inner<T> {
+    items: VecDeque<T>,
     closed: bool,
 }
 
 /// What a wait on the queue ended with.
 #[derive(Debug)]
-pub enum Pop {
-    /// The oldest picture.
-    Frame(VideoFrame),
+pub enum Pop<T> {
+    /// The oldest one.
+    Item(T),
     /// Nothing came in time.
     TimedOut,
     /// The queue is closed and empty; nothing will ever come.
     Closed,
 }
 
-impl FrameQueue {
-    /// A queue of at most `capacity` pictures (at least one).
+impl<T> Queue<T> {
+    /// A queue of at most `capacity` items (at least one).
     pub fn new(capacity: usize) -> Self {
         Self {
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner { items: VecDeque::new(), closed: false }),
             filled: Condvar::new(),
             capacity: capacity.max(1),
             pushed: AtomicU64::new(0),
@@ -47,8 +54,8 @@ impl FrameQueue {
         }
     }
 
-    /// Adds a picture, never waits. Dropped silently after [`Self::close`].
-    pub fn push(&self, frame: VideoFrame) {
+    /// Adds one, never waits. Dropped silently after [`Self::close`].
+    pub fn push(&self, item: T) {
         let mut evicted = None;
         {
             let mut inner = self.lock();
@@ -56,27 +63,27 @@ impl FrameQueue {
                 return;
             }
             self.pushed.fetch_add(1, Relaxed);
-            if inner.frames.len() >= self.capacity {
-                evicted = inner.frames.pop_front();
+            if inner.items.len() >= self.capacity {
+                evicted = inner.items.pop_front();
             }
-            inner.frames.push_back(frame);
+            inner.items.push_back(item);
         }
         self.filled.notify_one();
         if evicted.is_some() {
             self.dropped.fetch_add(1, Relaxed);
         }
-        // The evicted picture's buffer goes back to its pool here, outside the lock.
+        // An evicted picture's buffer goes back to its pool here, outside the lock.
     }
 
-    /// Takes the oldest picture, waiting up to `timeout` for one.
-    pub fn pop(&self, timeout: Duration) -> Pop {
+    /// Takes the oldest one, waiting up to `timeout` for one.
+    pub fn pop(&self, timeout: Duration) -> Pop<T> {
         let inner = self.lock();
         let (mut inner, _) = self
             .filled
-            .wait_timeout_while(inner, timeout, |i| i.frames.is_empty() && !i.closed)
+            .wait_timeout_while(inner, timeout, |i| i.items.is_empty() && !i.closed)
             .unwrap_or_else(PoisonError::into_inner);
-        match inner.frames.pop_front() {
-            Some(frame) => Pop::Frame(frame),
+        match inner.items.pop_front() {
+            Some(item) => Pop::Item(item),
             None if inner.closed => Pop::Closed,
             None => Pop::TimedOut,
         }
@@ -88,17 +95,17 @@ impl FrameQueue {
         self.filled.notify_all();
     }
 
-    /// Pictures accepted since the start; divide [`Self::dropped`] by this.
+    /// Items accepted since the start; divide [`Self::dropped`] by this.
     pub fn pushed(&self) -> u64 {
         self.pushed.load(Relaxed)
     }
 
-    /// Pictures dropped because the encoder was slower than the source.
+    /// Items dropped because the encoder was slower than the source.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Inner<T>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,7 +131,7 @@ mod tests {
         }
         assert_eq!((queue.pushed(), queue.dropped()), (5, 3));
         let taken: Vec<i64> = std::iter::from_fn(|| match queue.pop(Duration::ZERO) {
-            Pop::Frame(f) => Some(f.captured.as_micros()),
+            Pop::Item(f) => Some(f.captured.as_micros()),
             _ => None,
         })
         .collect();
@@ -137,7 +144,7 @@ mod tests {
         queue.push(frame(1));
         queue.close();
         queue.push(frame(2));
-        assert!(matches!(queue.pop(Duration::from_secs(5)), Pop::Frame(f) if f.captured.as_micros() == 1));
+        assert!(matches!(queue.pop(Duration::from_secs(5)), Pop::Item(f) if f.captured.as_micros() == 1));
         assert!(matches!(queue.pop(Duration::from_secs(5)), Pop::Closed));
     }
 }

@@ -9,11 +9,12 @@
 //! No outlet waits for another and the producer waits for none: [`Outlet::deliver`] must not block.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::access_unit::{AccessUnit, VideoCodec};
+use crate::audio::AudioPacket;
 use crate::frame::Size;
 use crate::histogram::Histogram;
 use crate::time::MediaTime;
@@ -32,6 +33,11 @@ const RECENT_MAX: usize = 512;
 pub trait Outlet: Send + Sync {
     /// One more picture.
     fn deliver(&self, unit: &Arc<AccessUnit>);
+
+    /// One more frame of sound. Outlets that have no use for it leave it.
+    fn deliver_audio(&self, packet: &Arc<AudioPacket>) {
+        let _ = packet;
+    }
 }
 
 /// What the outlets together want of the producer, at one moment.
@@ -67,6 +73,23 @@ pub struct Rates {
     pub bitrate_bps: u64,
 }
 
+/// Counters and last values of a stream's sound.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AudioStats {
+    /// Packets published.
+    pub published: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Root mean square of the last frame, 0 to 1.
+    pub level: f32,
+    /// Encoder failures.
+    pub errors: u64,
+    /// Raw blocks dropped before the encoder because it was busy.
+    pub blocks_dropped: u64,
+    /// How much faster than ours the clock of the sound device runs, parts per million; `None` for sound made by our clock.
+    pub drift_ppm: Option<f64>,
+}
+
 /// Counters and last values of a stream.
 #[derive(Debug, Clone, Default)]
 pub struct StreamStats {
@@ -98,6 +121,8 @@ pub struct StreamStats {
     pub queue: Histogram,
     /// Encoding, colour conversion included.
     pub encode: Histogram,
+    /// Sound.
+    pub audio: AudioStats,
 }
 
 /// A named live thing. Shared behind an `Arc` by its producer and its outlets.
@@ -109,6 +134,8 @@ pub struct Stream {
     /// Signalled when somebody starts wanting the stream, and when it closes.
     wanted: Condvar,
     next_outlet: AtomicU64,
+    has_audio: AtomicBool,
+    no_video: AtomicBool,
 }
 
 #[derive(Default)]
@@ -136,6 +163,7 @@ impl std::fmt::Debug for State {
 struct OutletEntry {
     outlet: Arc<dyn Outlet>,
     bitrate_bps: Option<u64>,
+    audio_loss: f32,
 }
 
 /// An outlet's place in a stream. Dropping it takes the outlet off.
@@ -155,6 +183,8 @@ impl Stream {
             state: Mutex::default(),
             wanted: Condvar::new(),
             next_outlet: AtomicU64::new(0),
+            has_audio: AtomicBool::new(false),
+            no_video: AtomicBool::new(false),
         })
     }
 
@@ -173,7 +203,7 @@ impl Stream {
         let id = self.next_outlet.fetch_add(1, Relaxed);
         {
             let mut state = self.lock();
-            state.outlets.insert(id, OutletEntry { outlet, bitrate_bps: None });
+            state.outlets.insert(id, OutletEntry { outlet, bitrate_bps: None, audio_loss: 0.0 });
             state.keyframe_requested = true;
             state.stats.keyframe_requests += 1;
         }
@@ -216,6 +246,46 @@ impl Stream {
         for outlet in outlets {
             outlet.deliver(unit);
         }
+    }
+
+    /// Producer side: from now on there is sound too. Who came before does not hear it.
+    pub fn add_audio(&self) {
+        self.has_audio.store(true, Relaxed);
+    }
+
+    /// Producer side: there are no pictures, only sound.
+    pub fn without_video(&self) {
+        self.no_video.store(true, Relaxed);
+    }
+
+    /// Whether there are pictures; ordinarily there are.
+    pub fn has_video(&self) -> bool {
+        !self.no_video.load(Relaxed)
+    }
+
+    /// Whether there is sound.
+    pub fn has_audio(&self) -> bool {
+        self.has_audio.load(Relaxed)
+    }
+
+    /// Producer side: sends one frame of sound to every outlet. `level` is its root mean square, 0 to 1.
+    pub fn publish_audio(&self, packet: &Arc<AudioPacket>, level: f32) {
+        let outlets: Vec<Arc<dyn Outlet>> = {
+            let mut state = self.lock();
+            let stats = &mut state.stats.audio;
+            stats.published += 1;
+            stats.bytes += packet.data.len() as u64;
+            stats.level = level;
+            state.outlets.values().map(|e| Arc::clone(&e.outlet)).collect()
+        };
+        for outlet in outlets {
+            outlet.deliver_audio(packet);
+        }
+    }
+
+    /// Producer side: the largest share of sound that an outlet's network loses, 0 to 1.
+    pub fn audio_loss(&self) -> f32 {
+        self.lock().outlets.values().map(|e| e.audio_loss).fold(0.0, f32::max)
     }
 
     /// Producer side: what is wanted at `now`. A keyframe that this reports counts as under way, until
@@ -313,6 +383,15 @@ impl Subscription {
             let mut state = stream.lock();
             state.keyframe_requested = true;
             state.stats.keyframe_requests += 1;
+        }
+    }
+
+    /// Tells which share of sound this outlet's network loses, 0 to 1.
+    pub fn set_audio_loss(&self, loss: f32) {
+        if let Some(stream) = self.stream.upgrade()
+            && let Some(entry) = stream.lock().outlets.get_mut(&self.id)
+        {
+            entry.audio_loss = loss;
         }
     }
 

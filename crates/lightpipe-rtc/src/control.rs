@@ -79,6 +79,8 @@ pub struct ViewerStats {
     pub capture_ms: f64,
     /// RTP ticks per second.
     pub clock_rate: u32,
+    /// RTP timestamp and capture time (Unix milliseconds) of a recent frame of sound; its clock is 48 kHz.
+    pub audio: Option<(u32, f64)>,
     /// Stage times of this stream and this viewer.
     pub stages_ms: StagePercentiles,
     /// What the encoder aims for, bits per second.

@@ -14,6 +14,7 @@ pub mod receiver;
 pub use negotiate::{Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
 pub use peer::{
     Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent,
+    Tracks,
 };
 
 /// Does the costly first-time work of the cryptography (37 ms CPU at the first random number, measured) at a

@@ -31,6 +31,9 @@ pub enum OfferError {
     /// Valid, but nothing in it wants video.
     #[error("the offer has no video m-line that receives")]
     NoVideo,
+    /// The stream is sound only, and nothing in the offer wants that.
+    #[error("this stream is sound only, and the offer has no audio m-line that receives Opus")]
+    NoAudio,
     /// No codec in common. `offered` names the peer's.
     #[error("no common video codec: this stream is {ours}, the offer has {offered}")]
     NoCommonCodec {
@@ -120,20 +123,33 @@ pub(crate) fn choose_h264(remote_pts: &[Pt], params: &[PayloadParams]) -> Option
     params.iter().filter(usable).min_by_key(preference).map(PayloadParams::pt)
 }
 
-/// What a viewer's video goes out on.
+/// What a viewer's video or audio goes out on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct VideoLine {
+pub(crate) struct SendLine {
     pub(crate) mid: Mid,
     pub(crate) pt: Pt,
 }
 
 /// First sending video m-line with a payload type for our codec.
-pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Option<VideoLine> {
+pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Option<SendLine> {
     mids.iter().find_map(|mid| {
         let media = rtc.media(*mid)?;
         let sends = media.kind() == MediaKind::Video && media.direction().is_sending();
         let pt = sends.then(|| choose_h264(media.remote_pts(), rtc.codec_config().params())).flatten()?;
-        Some(VideoLine { mid: *mid, pt })
+        Some(SendLine { mid: *mid, pt })
+    })
+}
+
+/// First sending audio m-line with a payload type for Opus.
+pub(crate) fn audio_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Option<SendLine> {
+    mids.iter().find_map(|mid| {
+        let media = rtc.media(*mid)?;
+        if media.kind() != MediaKind::Audio || !media.direction().is_sending() {
+            return None;
+        }
+        let is_ours = |p: &&PayloadParams| p.spec().codec == Codec::Opus && media.remote_pts().contains(&p.pt());
+        let pt = rtc.codec_config().params().iter().find(is_ours)?.pt();
+        Some(SendLine { mid: *mid, pt })
     })
 }
 
@@ -198,6 +214,28 @@ pub(crate) fn with_credentials(offer: &str, ufrag: &str, pwd: &str) -> String {
         .collect()
 }
 
+/// Puts all tracks of an answer into one media stream (RFC 8830), which is what tells a receiver to play them in sync. The engine
+/// makes one of each.
+pub(crate) fn in_one_stream(answer: &str) -> String {
+    let stream_of = |line: &str| {
+        let (_, msid) = line.split_once("msid:")?;
+        Some(msid.split_ascii_whitespace().next()?.to_owned())
+    };
+    let is_msid = |line: &&str| line.starts_with("a=msid:") || (line.starts_with("a=ssrc:") && line.contains(" msid:"));
+    let Some(first) = answer.lines().filter(is_msid).find_map(stream_of) else { return answer.to_owned() };
+    let mut renamed = String::with_capacity(answer.len());
+    for line in answer.lines() {
+        if line.starts_with("a=msid-semantic:") {
+            renamed.push_str(&format!("a=msid-semantic: WMS {first}"));
+        } else {
+            let own = Some(line).filter(is_msid).and_then(stream_of);
+            renamed.push_str(&own.map_or_else(|| line.to_owned(), |own| line.replacen(&own, &first, 1)));
+        }
+        renamed.push_str("\r\n");
+    }
+    renamed
+}
+
 /// Addresses that a peer can be told about: no multicast, no unspecified ones, no port 0.
 pub(crate) fn is_advertisable(address: &SocketAddr) -> bool {
     !address.ip().is_unspecified() && !address.ip().is_multicast() && address.port() != 0
@@ -255,6 +293,14 @@ mod tests {
         check("v=0\r\nm=video 9 x 96\r\na=inactive\r\nm=audio 9 x 0\r\na=recvonly\r\n", false);
         check("v=0\r\nm=audio 9 x 0\r\n", false);
         check("", false);
+    }
+
+    #[test]
+    fn all_tracks_of_an_answer_are_in_one_stream() {
+        let answer = "v=0\r\na=msid-semantic:WMS one two\r\nm=audio 9 x 111\r\na=msid:one track-a\r\na=ssrc:1 msid:one track-a\r\nm=video 9 x 96\r\na=msid:two track-v\r\na=ssrc:2 cname:two\r\na=ssrc:2 msid:two track-v\r\n";
+        let expected = "v=0\r\na=msid-semantic: WMS one\r\nm=audio 9 x 111\r\na=msid:one track-a\r\na=ssrc:1 msid:one track-a\r\nm=video 9 x 96\r\na=msid:one track-v\r\na=ssrc:2 cname:two\r\na=ssrc:2 msid:one track-v\r\n";
+        assert_eq!(in_one_stream(answer), expected);
+        assert_eq!(in_one_stream("v=0\r\n"), "v=0\r\n");
     }
 
     #[test]

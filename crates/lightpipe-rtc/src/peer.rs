@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
-use lightpipe_media::{AccessUnit, MediaClock, RtpClock};
+use lightpipe_media::{AccessUnit, AudioPacket, MediaClock, RtpClock};
 use str0m::bwe::{Bitrate, BweKind};
 use str0m::change::SdpAnswer;
 use str0m::channel::ChannelId;
@@ -17,7 +18,7 @@ use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc};
 
 use crate::control::{self, FromPage, ToPage, ViewerStats};
 use crate::demux;
-use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError, VideoLine};
+use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
 use crate::pacer::{Admitted, Pacer};
 
 /// Packets kept for retransmission. Covers [`RTX_CACHE_AGE`] of a 6 Mbit/s stream; payloads are shared between viewers, so an
@@ -124,6 +125,20 @@ pub struct PeerConfig {
     pub playout_delay_max: Duration,
 }
 
+/// What a stream has to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tracks {
+    /// Pictures. A viewer that cannot take them is refused.
+    pub video: bool,
+    /// Sound. Beside pictures a viewer may leave it.
+    pub audio: bool,
+}
+
+impl Tracks {
+    /// Pictures only.
+    pub const VIDEO: Self = Self { video: true, audio: false };
+}
+
 /// What the world tells a peer.
 #[derive(Debug)]
 pub enum Input<'a> {
@@ -138,6 +153,8 @@ pub enum Input<'a> {
     },
     /// The next picture of the stream.
     Media(&'a Arc<AccessUnit>),
+    /// The next frame of its sound.
+    Audio(&'a Arc<AudioPacket>),
     /// The instant asked for by [`Output::WakeAt`] has come.
     Tick,
 }
@@ -260,6 +277,10 @@ pub struct Counters {
     pub keyframe_requests: u64,
     /// Packet loss that the receiver reported last, 0 to 1.
     pub loss: Option<f32>,
+    /// Frames of sound sent.
+    pub sent_audio_frames: u64,
+    /// Loss of sound that the receiver reported last, 0 to 1.
+    pub audio_loss: Option<f32>,
     /// Round-trip time, if known.
     pub rtt: Option<Duration>,
     /// Last bandwidth estimate, bits per second.
@@ -284,7 +305,7 @@ pub struct Credentials {
     pub pwd: String,
 }
 
-/// One peer connection that sends a stream's video.
+/// One peer connection that sends a stream's video and audio.
 ///
 /// Calls: [`Self::answer`] makes it; begin with [`Self::handle`] and [`Input::Tick`]. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
 /// [`Self::send_stats`] or [`Self::close`] call [`Self::poll`] until it answers [`Output::WakeAt`]; at that
@@ -294,10 +315,8 @@ pub struct Peer {
     rtc: Rtc,
     config: PeerConfig,
     offer: String,
-    video: VideoLine,
-    ssrc: Ssrc,
-    rtp_clock: RtpClock,
-    next_seq_no: u64,
+    video: Option<Outgoing>,
+    audio: Option<Outgoing>,
     pacer: Pacer,
     channel: Option<ChannelId>,
     candidates: usize,
@@ -327,12 +346,34 @@ pub struct Peer {
     keyframe_asked: bool,
     extensions_sent: Option<Instant>,
     last_capture: Option<(u32, lightpipe_media::MediaTime)>,
+    last_audio_capture: Option<(u32, lightpipe_media::MediaTime)>,
     sent: Vec<Sent>,
 }
 
+/// One RTP stream that we send.
+#[derive(Debug)]
+struct Outgoing {
+    line: SendLine,
+    ssrc: Ssrc,
+    clock: RtpClock,
+    next_seq_no: u64,
+}
+
+impl Outgoing {
+    fn new(line: SendLine, ssrc: Ssrc, clock_rate_hz: u32) -> Self {
+        // RFC 3550 §5.1: both start at random. Half the sequence space stays below the first wrap: SRTP's rollover counter starts at zero.
+        Self {
+            line,
+            ssrc,
+            clock: RtpClock::new(fastrand::u32(..), clock_rate_hz),
+            next_seq_no: fastrand::u64(1..0x8000),
+        }
+    }
+}
+
 impl Peer {
-    /// Answers an offer. The first picture sent will be a keyframe.
-    pub fn answer(config: PeerConfig, offer: &str, now: Instant) -> Result<(Self, String), PeerError> {
+    /// Answers an offer with what a stream has. The first picture sent will be a keyframe.
+    pub fn answer(config: PeerConfig, offer: &str, tracks: Tracks, now: Instant) -> Result<(Self, String), PeerError> {
         let parsed = negotiate::parse_offer(offer)?;
         let desired = Bitrate::from(config.desired_bitrate_bps);
         let mut rtc_config = Rtc::builder()
@@ -372,24 +413,27 @@ impl Peer {
             }
         }
         let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
-        let mids = video_mids(&answer);
-        let video = negotiate::video_line(&rtc, &mids).ok_or_else(|| {
-            if negotiate::wants_video(offer) {
-                OfferError::NoCommonCodec {
-                    ours: "H.264 Constrained Baseline",
-                    offered: negotiate::offered_video_codecs(offer),
-                }
-            } else {
-                OfferError::NoVideo
-            }
-        })?;
-        let ssrc = {
-            let mut direct = rtc.direct_api();
-            let stream = direct.stream_tx_by_mid(video.mid, None).ok_or(OfferError::NoVideo)?;
-            stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
-            stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(RTX_RATIO_CAP));
-            stream.ssrc()
-        };
+        let mids = mids_of(&answer);
+        let video =
+            tracks.video.then(|| negotiate::video_line(&rtc, &mids).ok_or_else(|| no_video(offer))).transpose()?;
+        let audio = tracks.audio.then(|| negotiate::audio_line(&rtc, &mids)).flatten();
+        if video.is_none() && audio.is_none() {
+            return Err(OfferError::NoAudio.into());
+        }
+        let mut direct = rtc.direct_api();
+        let video = video
+            .map(|line| {
+                let stream = direct.stream_tx_by_mid(line.mid, None).ok_or(OfferError::NoVideo)?;
+                stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
+                stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(RTX_RATIO_CAP));
+                Ok::<_, OfferError>(Outgoing::new(line, stream.ssrc(), VIDEO_CLOCK_RATE_HZ))
+            })
+            .transpose()?;
+        let audio = audio.and_then(|line| {
+            let stream = direct.stream_tx_by_mid(line.mid, None)?;
+            stream.set_unpaced(true);
+            Some(Outgoing::new(line, stream.ssrc(), SAMPLE_RATE_HZ))
+        });
         if config.estimate_bandwidth {
             rtc.bwe().set_bitrate(Bitrate::ZERO, desired);
         }
@@ -398,10 +442,7 @@ impl Peer {
             config,
             offer: offer.to_owned(),
             video,
-            ssrc,
-            // RFC 3550 §5.1: both start at random. Half the sequence space stays below the first wrap: SRTP's rollover counter starts at zero.
-            rtp_clock: RtpClock::new(fastrand::u32(..), VIDEO_CLOCK_RATE_HZ),
-            next_seq_no: fastrand::u64(1..0x8000),
+            audio,
             pacer: Pacer::new(),
             channel: None,
             candidates: 0,
@@ -424,10 +465,11 @@ impl Peer {
             keyframe_asked: false,
             extensions_sent: None,
             last_capture: None,
+            last_audio_capture: None,
             sent: Vec::new(),
         };
         peer.candidates = offer.matches("a=candidate:").count();
-        Ok((peer, answer.to_sdp_string()))
+        Ok((peer, negotiate::in_one_stream(&answer.to_sdp_string())))
     }
 
     /// Accepts a new offer for the same session (renegotiation, or an ICE restart by a whole offer).
@@ -436,7 +478,7 @@ impl Peer {
         let answer = self.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
         offer.clone_into(&mut self.offer);
         self.candidates = offer.matches("a=candidate:").count();
-        Ok(answer.to_sdp_string())
+        Ok(negotiate::in_one_stream(&answer.to_sdp_string()))
     }
 
     /// Restarts ICE with the peer's new credentials (RFC 8445 §9); the answer's are [`Self::local_credentials`] afterwards.
@@ -485,6 +527,16 @@ impl Peer {
         self.last_capture
     }
 
+    /// The same of the frame of sound that was sent last.
+    pub const fn last_audio_capture(&self) -> Option<(u32, lightpipe_media::MediaTime)> {
+        self.last_audio_capture
+    }
+
+    /// What it sends: less than the stream has where the viewer did not ask for it.
+    pub const fn tracks(&self) -> Tracks {
+        Tracks { video: self.video.is_some(), audio: self.audio.is_some() }
+    }
+
     /// Says goodbye and ends the session; [`PeerEvent::Closed`] comes when the goodbye is out.
     pub fn close(&mut self, now: Instant, cause: DisconnectCause) {
         if self.closing.is_some() || self.closed {
@@ -530,6 +582,11 @@ impl Peer {
                     self.advance(now)?;
                 }
             }
+            Input::Audio(packet) => {
+                if self.connected && self.closing.is_none() && self.write_audio(packet) {
+                    self.advance(now)?;
+                }
+            }
             Input::Tick => self.advance(now)?,
         }
         self.check_limits(now);
@@ -549,7 +606,10 @@ impl Peer {
                 Ok(str0m::Output::Transmit(t)) => {
                     self.idle_turn = false;
                     match demux::rtp_ssrc(&t.contents) {
-                        Some(ssrc) if ssrc == *self.ssrc => self.on_media_out(now),
+                        Some(ssrc) if self.video.as_ref().is_some_and(|video| *video.ssrc == ssrc) => {
+                            self.on_media_out(now);
+                        }
+                        Some(ssrc) if self.audio.as_ref().is_some_and(|audio| *audio.ssrc == ssrc) => {}
                         Some(_) => self.probed = Some(now),
                         None => {}
                     }
@@ -696,18 +756,18 @@ impl Peer {
         let Self {
             rtc,
             pacer,
-            rtp_clock,
-            next_seq_no,
             counters,
             config,
-            video,
-            ssrc,
+            video: Some(Outgoing { line, ssrc, clock, next_seq_no }),
             extensions_sent,
             last_capture,
             sent,
             in_engine,
             ..
-        } = self;
+        } = self
+        else {
+            return;
+        };
         let mut direct = rtc.direct_api();
         let Some(stream) = direct.stream_tx(ssrc) else { return };
         let repeat_extensions =
@@ -724,13 +784,13 @@ impl Peer {
                     *extensions_sent = Some(now);
                 }
                 let extensions = extended.then(|| extensions_of(config, unit));
-                let at = (rtp_clock.timestamp_at(unit.captured), config.clock.instant(unit.captured));
+                let at = (clock.timestamp_at(unit.captured), config.clock.instant(unit.captured));
                 shared = Some((unit.captured, at.0, at.1, extensions));
             }
             let Some((_, rtp_timestamp, wallclock, extensions)) = &shared else { return };
             let marker = index + 1 == payloads.len();
             let mut packet =
-                RtpWrite::new(video.pt, (*next_seq_no).into(), *rtp_timestamp, *wallclock, Arc::clone(payload))
+                RtpWrite::new(line.pt, (*next_seq_no).into(), *rtp_timestamp, *wallclock, Arc::clone(payload))
                     .marker(marker)
                     .nackable(true);
             if let Some(extensions) = extensions {
@@ -745,6 +805,26 @@ impl Peer {
                 sent.push(Sent { captured: unit.captured, encoded: unit.stages.encoded });
             }
         });
+    }
+
+    /// Sound goes out at once: a frame is one small packet, and what was lost of it comes too late again. False when this viewer
+    /// takes none.
+    fn write_audio(&mut self, packet: &AudioPacket) -> bool {
+        let Self { rtc, audio: Some(Outgoing { line, ssrc, clock, next_seq_no }), config, .. } = self else {
+            return false;
+        };
+        let mut direct = rtc.direct_api();
+        let Some(stream) = direct.stream_tx(ssrc) else { return false };
+        let rtp_timestamp = clock.timestamp_at(packet.captured);
+        let wallclock = config.clock.instant(packet.captured);
+        stream.write_rtp(
+            RtpWrite::new(line.pt, (*next_seq_no).into(), rtp_timestamp, wallclock, Arc::clone(&packet.data))
+                .marker(packet.starts_talkspurt),
+        );
+        *next_seq_no += 1;
+        self.counters.sent_audio_frames += 1;
+        self.last_audio_capture = Some((rtp_timestamp, packet.captured));
+        true
     }
 
     fn engine(&mut self, call: impl FnOnce(&mut Rtc) -> Result<(), str0m::RtcError>) -> Result<(), PeerError> {
@@ -787,9 +867,14 @@ impl Peer {
                     self.on_estimate(current.min(mean), true); // down at once, up with the mean
                 }
             }
-            str0m::Event::MediaEgressStats(stats) if stats.mid == self.video.mid => {
-                self.counters.nacks = stats.nacks;
-                self.counters.loss = stats.loss.or(self.counters.loss);
+            str0m::Event::MediaEgressStats(stats) => {
+                let is = |track: &Option<Outgoing>| track.as_ref().is_some_and(|track| track.line.mid == stats.mid);
+                if is(&self.video) {
+                    self.counters.nacks = stats.nacks;
+                    self.counters.loss = stats.loss.or(self.counters.loss);
+                } else if is(&self.audio) {
+                    self.counters.audio_loss = stats.loss.or(self.counters.audio_loss);
+                }
             }
             str0m::Event::ChannelOpen(id, label) if label == control::LABEL => self.channel = Some(id),
             str0m::Event::ChannelClose(id) if self.channel == Some(id) => self.channel = None,
@@ -954,8 +1039,20 @@ fn extensions_of(config: &PeerConfig, unit: &AccessUnit) -> ExtensionValues {
     }
 }
 
+/// Why there is no video line for an offer.
+fn no_video(offer: &str) -> OfferError {
+    if negotiate::wants_video(offer) {
+        OfferError::NoCommonCodec {
+            ours: "H.264 Constrained Baseline",
+            offered: negotiate::offered_video_codecs(offer),
+        }
+    } else {
+        OfferError::NoVideo
+    }
+}
+
 /// Mids of an answer, in order.
-fn video_mids(answer: &SdpAnswer) -> Vec<Mid> {
+fn mids_of(answer: &SdpAnswer) -> Vec<Mid> {
     let sdp = answer.to_sdp_string();
     sdp.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect()
 }

@@ -1,9 +1,10 @@
-//! Where pictures come from: cube, pattern, FFmpeg, desktop, camera, pipes.
+//! Where pictures and sound come from: cube, pattern, FFmpeg, desktop, camera, pipes.
 //!
 //! Every source ends in a [`VideoSink`]: raw pictures go into the encoder's [`FrameQueue`], encoded ones
 //! straight to the [`Stream`]. A source owns its threads and its child, and both end when its
 //! [`SourceHandle`] is dropped.
 
+pub mod beep;
 mod canvas;
 mod child;
 pub mod cube;
@@ -22,7 +23,7 @@ pub mod x11;
 
 use std::sync::Arc;
 
-use lightpipe_media::{EventLog, FrameQueue, MediaClock, Stream};
+use lightpipe_media::{AudioQueue, EventLog, FrameQueue, MediaClock, Stream};
 
 /// Where a source delivers, and the clock it stamps pictures with.
 #[derive(Debug, Clone)]
@@ -36,6 +37,17 @@ pub struct VideoSink {
     pub clock: MediaClock,
     /// Lifecycle events.
     pub events: EventLog,
+}
+
+/// Where a source of sound delivers, and the clock it stamps blocks with.
+#[derive(Debug, Clone)]
+pub struct AudioSink {
+    /// The stream that the source feeds.
+    pub stream: Arc<Stream>,
+    /// Raw sound on its way to the encoder.
+    pub blocks: Arc<AudioQueue>,
+    /// The process's media clock.
+    pub clock: MediaClock,
 }
 
 /// A running source. Dropping it stops the source, ends its child and waits for its threads.

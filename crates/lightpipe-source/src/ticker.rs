@@ -278,7 +278,7 @@ impl<M: PictureMaker> Paced<'_, M> {
 ///
 /// The system's sleep is late by its timer slack (50 µs on Linux), never early. Spinning through that
 /// would cost more than it is worth: capture times are read after the sleep.
-fn sleep_until(deadline: Instant, ended: impl Fn() -> bool) -> bool {
+pub(crate) fn sleep_until(deadline: Instant, ended: impl Fn() -> bool) -> bool {
     while !ended() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -12,7 +12,7 @@ use fastrand::Rng;
 use lightpipe_media::packetize::{self, Depacketizer};
 use lightpipe_media::{FramePool, MediaClock, MediaTime, PixelFormat, Size, VideoFrame, annexb, h264, nut, timecode};
 use lightpipe_rtc::control::FromPage;
-use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, demux};
+use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Tracks, demux};
 use lightpipe_signal::{ClientMessage, SdpFrag, whep};
 
 /// One parser under test.
@@ -149,7 +149,7 @@ fn crc(bytes: &[u8]) -> u32 {
 fn offer(bytes: &[u8]) {
     let (config, now) = &*CONFIG;
     let offer = text(bytes);
-    let Ok((mut peer, answer)) = Peer::answer(config.clone(), &offer, *now) else { return };
+    let Ok((mut peer, answer)) = Peer::answer(config.clone(), &offer, Tracks::VIDEO, *now) else { return };
     assert!(answer.contains("m=video") && answer.ends_with("\r\n"));
     _ = peer.handle(*now, Input::Tick);
     drain(&mut peer, *now);
@@ -167,7 +167,7 @@ fn drain(peer: &mut Peer, now: Instant) {
 fn candidate(bytes: &[u8]) {
     if let Ok(candidate) = Candidate::parse(&text(bytes)) {
         let (config, now) = &*CONFIG;
-        let (mut peer, _) = Peer::answer(config.clone(), OFFER, *now).expect("a good offer");
+        let (mut peer, _) = Peer::answer(config.clone(), OFFER, Tracks::VIDEO, *now).expect("a good offer");
         _ = peer.add_candidate(&candidate);
         _ = peer.handle(*now, Input::Tick);
         drain(&mut peer, *now);
@@ -241,7 +241,8 @@ fn datagram(bytes: &[u8]) {
         static PEER: std::cell::RefCell<Option<Peer>> = const { std::cell::RefCell::new(None) };
     }
     PEER.with_borrow_mut(|slot| {
-        let peer = slot.get_or_insert_with(|| Peer::answer(config.clone(), OFFER, *now).expect("a good offer").0);
+        let peer = slot
+            .get_or_insert_with(|| Peer::answer(config.clone(), OFFER, Tracks::VIDEO, *now).expect("a good offer").0);
         let (from, to) = (SocketAddr::from(([203, 0, 113, 9], 9)), config.addresses[0]);
         _ = peer.handle(*now, Input::Datagram { from, to, payload: bytes });
         drain(peer, *now);

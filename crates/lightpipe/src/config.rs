@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use lightpipe_codec::{AudioContent, AudioEncoderConfig};
 use lightpipe_media::Size;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[video]`: how pictures are made and encoded.
     pub video: VideoConfig,
+    /// `[audio]`: how sound is encoded.
+    pub audio: AudioConfig,
     /// `[webrtc]`: how they travel.
     pub webrtc: WebRtcConfig,
     /// `[ffmpeg]`: the program behind `camera`, `ffmpeg` and `file` sources, and `desktop` on Windows and macOS.
@@ -131,6 +134,67 @@ impl VideoConfig {
     }
 }
 
+/// What sound is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SoundHint {
+    /// Anything, with the shortest delay.
+    #[default]
+    Music,
+    /// Voices: intelligible at low rates and under loss, 4 ms later.
+    Speech,
+}
+
+/// How sound is encoded: Opus, 48 kHz, 20 ms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AudioConfig {
+    /// Sound of sources that have some. Default true.
+    pub enabled: bool,
+    /// 1 or 2 channels. Default 2.
+    pub channels: usize,
+    /// Target bitrate, kbit/s, 6 to 510. Default 128.
+    pub bitrate_kbps: u32,
+    /// `music` for anything, or `speech` for voices: intelligible at low rates and under loss, 4 ms later. Default `music`.
+    pub content: SoundHint,
+    /// CPU against quality, 0 to 10. Default 10.
+    pub complexity: u8,
+    /// The bitrate is a mean; false gives every packet the same size. Default true.
+    pub variable_bitrate: bool,
+    /// Speech packets hold a coarse copy of the one before while viewers report loss. Default true.
+    pub fec: bool,
+}
+
+impl Default for AudioConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            channels: 2,
+            bitrate_kbps: 128,
+            content: SoundHint::Music,
+            complexity: 10,
+            variable_bitrate: true,
+            fec: true,
+        }
+    }
+}
+
+impl AudioConfig {
+    pub(crate) fn encoder(&self) -> AudioEncoderConfig {
+        AudioEncoderConfig {
+            channels: self.channels,
+            bitrate_bps: self.bitrate_kbps * 1000,
+            content: match self.content {
+                SoundHint::Music => AudioContent::Music,
+                SoundHint::Speech => AudioContent::Speech,
+            },
+            complexity: self.complexity,
+            variable_bitrate: self.variable_bitrate,
+            fec: self.fec,
+        }
+    }
+}
+
 /// How pictures travel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -223,6 +287,16 @@ impl Config {
         if !(1..=16).contains(&v.queue_frames) {
             return bad("video.queue_frames", &v.queue_frames, "1 to 16");
         }
+        let a = &self.audio;
+        if !(1..=2).contains(&a.channels) {
+            return bad("audio.channels", &a.channels, "1 or 2");
+        }
+        if !(6..=510).contains(&a.bitrate_kbps) {
+            return bad("audio.bitrate_kbps", &a.bitrate_kbps, "6 to 510");
+        }
+        if a.complexity > 10 {
+            return bad("audio.complexity", &a.complexity, "0 to 10");
+        }
         if !(10..=10_000).contains(&self.webrtc.playout_delay_max_ms) {
             return bad("webrtc.playout_delay_max_ms", &self.webrtc.playout_delay_max_ms, "10 to 10000");
         }
@@ -259,6 +333,9 @@ mod tests {
         check(|c| c.video.height = 8, "video.height = 8: must be even, 16 to 4096");
         check(|c| c.video.bitrate_kbps = 0, "video.bitrate_kbps = 0: must be 50 to 100000");
         check(|c| c.video.queue_frames = 0, "video.queue_frames = 0: must be 1 to 16");
+        check(|c| c.audio.channels = 6, "audio.channels = 6: must be 1 or 2");
+        check(|c| c.audio.bitrate_kbps = 1000, "audio.bitrate_kbps = 1000: must be 6 to 510");
+        check(|c| c.audio.complexity = 11, "audio.complexity = 11: must be 0 to 10");
         check(|c| c.webrtc.playout_delay_max_ms = 0, "webrtc.playout_delay_max_ms = 0: must be 10 to 10000");
         check(|c| c.ffmpeg.stall_timeout_ms = 0, "ffmpeg.stall_timeout_ms = 0: must be at least 1");
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lightpipe_codec::openh264::OpenH264;
-use lightpipe_codec::{Content, EncodeThread, EncoderConfig, Setup};
-use lightpipe_media::{EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream};
+use lightpipe_codec::{AudioSetup, AudioThread, Content, EncodeThread, EncoderConfig, Setup};
+use lightpipe_media::{AudioQueue, EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream};
 use lightpipe_source::ffmpeg::args::{self, Platform};
 use lightpipe_source::ffmpeg::{self, Fit, Input, Output};
 use lightpipe_source::pipe::{PipeFormat, RawFormat};
 #[cfg(target_os = "linux")]
 use lightpipe_source::x11;
-use lightpipe_source::{SourceHandle, VideoSink, cube, exec, pattern, stdin};
+use lightpipe_source::{AudioSink, SourceHandle, VideoSink, beep, cube, exec, pattern, stdin};
 
 use crate::config::{Config, ContentHint, RendererChoice, VideoConfig};
 use crate::server::ServerError;
@@ -26,6 +26,14 @@ const PROBE_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct Running {
     pub(crate) handle: Box<dyn SourceHandle>,
     _encoder: Option<EncodeThread>,
+    _sound: Option<Sound>,
+}
+
+/// A source of sound with its encoder.
+#[derive(Debug)]
+pub(crate) struct Sound {
+    _handle: Box<dyn SourceHandle>,
+    _encoder: AudioThread,
 }
 
 /// An encode thread for raw pictures of a stream.
@@ -58,6 +66,29 @@ pub(crate) fn encoder(
     })
 }
 
+/// Blocks of sound that may wait for the encoder; of 10 ms each.
+const QUEUE_BLOCKS: usize = 32;
+
+/// An audio thread for a stream, and what feeds it. `exact` blocks are at 48 kHz of our clock already.
+fn start_sound(
+    stream: &Arc<Stream>,
+    clock: MediaClock,
+    config: &Config,
+    exact: bool,
+    start: impl FnOnce(AudioSink) -> std::io::Result<Box<dyn SourceHandle>>,
+) -> std::io::Result<Sound> {
+    let blocks = Arc::new(AudioQueue::new(QUEUE_BLOCKS));
+    let encoder = AudioThread::spawn(AudioSetup {
+        stream: Arc::clone(stream),
+        blocks: Arc::clone(&blocks),
+        clock,
+        config: config.audio.encoder(),
+        exact,
+    })?;
+    let handle = start(AudioSink { stream: Arc::clone(stream), blocks, clock })?;
+    Ok(Sound { _handle: handle, _encoder: encoder })
+}
+
 /// Starts a source that feeds `stream`.
 pub(crate) fn start(
     spec: &SourceSpec,
@@ -74,6 +105,7 @@ pub(crate) fn start(
     // These paint the strip themselves, with the very capture time that they stamp.
     let mut timecode = video.timecode;
     let mut raw = true;
+    let mut sound = None;
     let fault = |error: &dyn std::fmt::Display| ServerError::Source {
         stream: stream.name().to_owned(),
         reason: error.to_string(),
@@ -96,8 +128,13 @@ pub(crate) fn start(
             let timecode = std::mem::take(&mut timecode);
             cube::start(cube::Config { size, fps: video.fps, renderer, timecode }, sink).map_err(|e| fault(&e))?
         }
-        SourceSpec::Pattern => {
+        SourceSpec::Pattern { drift_ppm } => {
             timecode = false;
+            if config.audio.enabled {
+                let drift_ppm = f64::from(*drift_ppm);
+                let start = |sink| beep::start(beep::Config { drift_ppm }, sink);
+                sound = Some(start_sound(stream, clock, config, drift_ppm == 0.0, start).map_err(|e| fault(&e))?);
+            }
             pattern::start(pattern::Config { size, fps: video.fps }, sink).map_err(|e| fault(&e))?
         }
         #[cfg(target_os = "linux")]
@@ -151,5 +188,5 @@ pub(crate) fn start(
     } else {
         None
     };
-    Ok(Running { handle, _encoder: encoder })
+    Ok(Running { handle, _encoder: encoder, _sound: sound })
 }

@@ -8,8 +8,11 @@ use std::str::FromStr;
 pub enum SourceSpec {
     /// The rotating cube.
     Cube,
-    /// The test picture.
-    Pattern,
+    /// The test picture and its beep.
+    Pattern {
+        /// How much faster than ours the beep's sample clock runs, parts per million.
+        drift_ppm: i32,
+    },
     /// The desktop, of a display if named.
     Desktop(Option<String>),
     /// A camera, the first one if not named.
@@ -36,6 +39,9 @@ pub enum SpecError {
     /// The part after the colon is missing.
     #[error("{0}: needs something after the colon, as in {1}")]
     Incomplete(&'static str, &'static str),
+    /// The part after the colon is not understood.
+    #[error("{0}: after the colon comes {1}")]
+    BadOption(&'static str, &'static str),
     /// Specified for lightpipe, not built yet.
     #[error("{0}: sources are not built yet")]
     NotYet(&'static str),
@@ -55,7 +61,15 @@ impl FromStr for SourceSpec {
         let needed = |kind, example| rest.clone().ok_or(SpecError::Incomplete(kind, example));
         match kind {
             "cube" if rest.is_none() => Ok(Self::Cube),
-            "pattern" if rest.is_none() => Ok(Self::Pattern),
+            "pattern" => match rest.as_deref() {
+                None => Ok(Self::Pattern { drift_ppm: 0 }),
+                Some(option) => option
+                    .strip_prefix("drift=")
+                    .and_then(|ppm| ppm.parse().ok())
+                    .filter(|ppm| (-1000..=1000).contains(ppm))
+                    .map(|drift_ppm| Self::Pattern { drift_ppm })
+                    .ok_or(SpecError::BadOption("pattern", "drift=PPM, a whole number from -1000 to 1000")),
+            },
             "desktop" => Ok(Self::Desktop(rest)),
             "camera" => Ok(Self::Camera(rest)),
             "ffmpeg" => needed("ffmpeg", "ffmpeg:-f lavfi -i testsrc2").map(Self::Ffmpeg),
@@ -82,7 +96,7 @@ impl SourceSpec {
     pub const fn default_name(&self) -> &'static str {
         match self {
             Self::Cube => "cube",
-            Self::Pattern => "pattern",
+            Self::Pattern { .. } => "pattern",
             Self::Desktop(_) => "desktop",
             Self::Camera(_) => "camera",
             Self::Ffmpeg(_) => "ffmpeg",
@@ -136,6 +150,11 @@ mod tests {
     #[test]
     fn specifications_as_people_write_them() {
         check("cube", Ok(("cube", SourceSpec::Cube)));
+        check("pattern", Ok(("pattern", SourceSpec::Pattern { drift_ppm: 0 })));
+        check("p=pattern:drift=-100", Ok(("p", SourceSpec::Pattern { drift_ppm: -100 })));
+        let drift = SpecError::BadOption("pattern", "drift=PPM, a whole number from -1000 to 1000");
+        check("pattern:drift=5000", Err(drift.clone()));
+        check("pattern:loud", Err(drift));
         check("desktop", Ok(("desktop", SourceSpec::Desktop(None))));
         check("desktop::99", Ok(("desktop", SourceSpec::Desktop(Some(":99".into())))));
         check("screen=desktop::99.0", Ok(("screen", SourceSpec::Desktop(Some(":99.0".into())))));

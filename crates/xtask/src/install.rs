@@ -54,6 +54,16 @@ const NEEDS: &[Need] = &[
     },
     Need {
         since: For::Running,
+        why: "the sound codec is built with it",
+        sign: Sign::Program(&["cmake"]),
+        debian: &["cmake"],
+        fedora: "cmake",
+        arch: "cmake",
+        brew: "cmake",
+        winget: "Kitware.CMake",
+    },
+    Need {
+        since: For::Running,
         why: "the codecs and the cryptography are C and C++",
         sign: Sign::Program(if cfg!(windows) { &["cl", "clang-cl", "rustc"] } else { &["c++", "g++", "clang++"] }),
         debian: &["g++"],

@@ -24,5 +24,6 @@ mod pipes;
 mod refused;
 mod restart;
 mod shutdown;
+mod sound;
 mod whep;
 mod ws;

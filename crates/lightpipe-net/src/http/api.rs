@@ -31,7 +31,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
             let rate = entry.stream.rates(now);
             json!({
                 "name": entry.stream.name(),
-                "codec": "h264",
+                "codec": entry.stream.has_video().then_some("h264"),
                 "source": entry.source,
                 "health": health,
                 "reason": reason,
@@ -46,6 +46,15 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "keyframe_requests": stats.keyframe_requests,
                 "encoder_starts": stats.encoder_starts,
                 "encoder_errors": stats.encoder_errors,
+                "audio": entry.stream.has_audio().then(|| json!({
+                    "codec": "opus",
+                    "published": stats.audio.published,
+                    "bytes": stats.audio.bytes,
+                    "level_dbfs": (stats.audio.level > 0.0).then(|| 20.0 * stats.audio.level.log10()),
+                    "drift_ppm": stats.audio.drift_ppm,
+                    "encoder_errors": stats.audio.errors,
+                    "drops": { "raw_queue": stats.audio.blocks_dropped },
+                })),
                 "drops": { "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped },
                 "stages_ms": {
                     "capture": Percentiles::from(&stats.capture),
@@ -77,6 +86,8 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                 "sent_bytes": c.sent_bytes,
                 "sent_packets": c.sent_packets,
                 "sent_frames": c.sent_frames,
+                "sent_audio_frames": c.sent_audio_frames,
+                "audio_loss": c.audio_loss,
                 "nacks": c.nacks,
                 "plis": c.keyframe_requests,
                 "drops": { "wait_keyframe": c.dropped_wait_keyframe, "backlog": c.dropped_backlog },

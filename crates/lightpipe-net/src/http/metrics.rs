@@ -69,7 +69,7 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         page.sample("lightpipe_stream_viewers", &[("stream", name)], app.engine.viewers_of(name));
     }
     type Field = fn(&lightpipe_media::stream::StreamStats) -> u64;
-    let counters: [(&str, &str, Field); 5] = [
+    let counters: [(&str, &str, Field); 9] = [
         ("lightpipe_frames_published_total", "Encoded pictures given to outlets.", |s| s.published),
         ("lightpipe_keyframes_published_total", "Keyframes among the published pictures.", |s| s.keyframes),
         ("lightpipe_keyframe_requests_total", "Keyframe requests of outlets; keyframes answer several at once.", |s| {
@@ -79,6 +79,18 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
             s.bytes
         }),
         ("lightpipe_encoder_errors_total", "Pictures that the encoder failed on.", |s| s.encoder_errors),
+        ("lightpipe_audio_packets_published_total", "Frames of sound given to outlets, 20 ms each.", |s| {
+            s.audio.published
+        }),
+        ("lightpipe_audio_published_bytes_total", "Their bytes, once whatever the number of viewers.", |s| {
+            s.audio.bytes
+        }),
+        ("lightpipe_audio_encoder_errors_total", "Frames of sound that the encoder failed on.", |s| s.audio.errors),
+        (
+            "lightpipe_audio_blocks_dropped_total",
+            "Raw sound dropped before a busy encoder, in the source's blocks.",
+            |s| s.audio.blocks_dropped,
+        ),
     ];
     for (family, help, field) in counters {
         page.family(family, "counter", help);

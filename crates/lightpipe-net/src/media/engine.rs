@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lightpipe_media::{EventLog, Histogram, MediaClock, Stream};
-use lightpipe_rtc::{Candidate, Counters, Credentials, DisconnectCause, Identity, Peer, PeerConfig, PeerError};
+use lightpipe_rtc::{Candidate, Counters, Credentials, DisconnectCause, Identity, Peer, PeerConfig, PeerError, Tracks};
 use mio::{Poll, Waker};
 use tokio::sync::oneshot;
 
@@ -159,7 +159,8 @@ impl MediaEngine {
             desired_bitrate_bps: self.config.desired_bitrate_bps,
             playout_delay_max: self.config.playout_delay_max,
         };
-        let (mut peer, answer) = Peer::answer(config, offer, created)?;
+        let tracks = Tracks { video: stream.has_video(), audio: stream.has_audio() };
+        let (mut peer, answer) = Peer::answer(config, offer, tracks, created)?;
         let key = self.next_key.fetch_add(1, Relaxed);
         let place = Place { worker: (key as usize) % self.shared.inboxes.len(), key };
         let registration = Registration::new(Arc::clone(&self.shared.routes), place, peer.local_credentials().ufrag);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lightpipe_media::{AccessUnit, Outlet, Stream};
+use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream};
 use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, PeerError};
 use tokio::sync::oneshot;
 
@@ -14,6 +14,9 @@ use super::worker::Viewer;
 /// Pictures that may wait for a media thread; at 60 fps a quarter of a second of four streams. When full, new ones are dropped
 /// until a keyframe: the stream's viewers on this thread then resume with it.
 const MAX_UNITS: usize = 64;
+
+/// Frames of sound that may wait for a media thread: over a second of four streams. When full, new ones are dropped.
+const MAX_AUDIO: usize = 256;
 
 /// Datagrams handed over and not yet taken. Beyond this they are dropped like on a full socket.
 const MAX_DATAGRAMS: usize = 4096;
@@ -45,6 +48,7 @@ pub(crate) enum Command {
 #[derive(Default)]
 pub(crate) struct Pending {
     pub(crate) units: VecDeque<(Arc<Stream>, Arc<AccessUnit>)>,
+    pub(crate) audio: VecDeque<(Arc<Stream>, Arc<AudioPacket>)>,
     pub(crate) datagrams: VecDeque<(SocketAddr, SocketAddr, Vec<u8>)>,
     /// Unbounded by itself; bounded by who sends: one per HTTP request or message, which are limited.
     pub(crate) commands: VecDeque<Command>,
@@ -52,7 +56,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.units.is_empty() && self.datagrams.is_empty() && self.commands.is_empty()
+        self.units.is_empty() && self.audio.is_empty() && self.datagrams.is_empty() && self.commands.is_empty()
     }
 }
 
@@ -129,6 +133,20 @@ impl Outlet for StreamOutlet {
             }
         });
         if *broken {
+            EngineCounters::add(&self.counters.counters.inbox_dropped, 1);
+        }
+    }
+
+    fn deliver_audio(&self, packet: &Arc<AudioPacket>) {
+        let Some(stream) = self.stream.upgrade() else { return };
+        let taken = self.inbox.put(|pending| {
+            let room = pending.audio.len() < MAX_AUDIO;
+            if room {
+                pending.audio.push_back((stream, Arc::clone(packet)));
+            }
+            room
+        });
+        if !taken {
             EngineCounters::add(&self.counters.counters.inbox_dropped, 1);
         }
     }

@@ -8,7 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lightpipe_media::{AccessUnit, EventKind, EventLog, Histogram, MediaClock, MediaTime, Stream, Subscription};
+use lightpipe_media::{
+    AccessUnit, AudioPacket, EventKind, EventLog, Histogram, MediaClock, MediaTime, Stream, Subscription,
+};
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
 use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, demux};
 use mio::{Events, Interest, Poll, Token};
@@ -156,6 +158,10 @@ impl Worker {
             }
             self.readable |= events.iter().any(|event| event.token() == SOCKET);
             self.inbox.take(&mut pending);
+            // First: a frame of sound is one small packet, and late sound is heard.
+            for (stream, packet) in pending.audio.drain(..) {
+                self.fan_out_audio(&stream, &packet);
+            }
             for (stream, unit) in pending.units.drain(..) {
                 self.fan_out(&stream, &unit);
             }
@@ -240,6 +246,15 @@ impl Worker {
         fan.remember(unit);
         for key in fan.peers.clone() {
             let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(unit)));
+        }
+    }
+
+    fn fan_out_audio(&mut self, stream: &Arc<Stream>, packet: &Arc<AudioPacket>) {
+        let Some(fan) = self.fans.get(stream.name()) else { return };
+        for key in fan.peers.clone() {
+            if self.peers.get(&key).is_some_and(|slot| slot.viewer.peer.tracks().audio) {
+                let _ = self.turn(key, |peer, now| peer.handle(now, Input::Audio(packet)));
+            }
         }
     }
 
@@ -521,6 +536,8 @@ impl Worker {
             };
             let viewers = self.shared.table.viewers_of(name);
             of_stream.insert(name.clone(), (stages, stats.target_bitrate_bps, viewers, fan.fps));
+            let loss = fan.peers.iter().filter_map(|key| self.peers.get(key)?.viewer.peer.counters().audio_loss);
+            fan.subscription.set_audio_loss(loss.fold(0.0, f32::max));
             if *fan.outlet.broken.lock().unwrap_or_else(PoisonError::into_inner) {
                 fan.subscription.request_keyframe();
             }
@@ -534,10 +551,13 @@ impl Worker {
                 info.capture_to_sent = slot.capture_to_sent.clone();
             });
             let Some((stages, target_bps, viewers, fps)) = of_stream.get(slot.viewer.stream.name()) else { continue };
+            let unix_ms = |at| self.shared.clock.unix_micros(at) as f64 / 1000.0;
+            let audio = slot.viewer.peer.last_audio_capture().map(|(rtp, captured)| (rtp, unix_ms(captured)));
             let Some((rtp, captured)) = slot.viewer.peer.last_capture() else { continue };
             let stats = ViewerStats {
                 rtp,
-                capture_ms: self.shared.clock.unix_micros(captured) as f64 / 1000.0,
+                capture_ms: unix_ms(captured),
+                audio,
                 clock_rate: lightpipe_media::time::VIDEO_CLOCK_RATE_HZ,
                 stages_ms: StagePercentiles { send: Percentiles::from(&slot.send), ..*stages },
                 target_bps: *target_bps,

@@ -17,7 +17,7 @@ use fastrand::Rng;
 use lightpipe_media::stream::KEYFRAME_REQUEST_HOLDOFF;
 use lightpipe_media::{AccessUnit, MediaClock, MediaTime, Size, Stages, VideoCodec};
 use lightpipe_rtc::receiver::{Picture, Receiver};
-use lightpipe_rtc::{Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent};
+use lightpipe_rtc::{Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Tracks};
 use lightpipe_testkit::netlab::{Link, LinkConfig, Packet};
 
 use crate::raw::{RawConfig, RawViewer};
@@ -367,7 +367,7 @@ impl Lab {
         let local = self.next_address();
         let (receiver, offer) = Receiver::offer(&Identity::generate(), local, self.now).unwrap();
         let mut viewer = Viewer::Native(Box::new(receiver));
-        let (peer, answer) = Peer::answer(self.config.clone(), &offer, self.now).unwrap();
+        let (peer, answer) = Peer::answer(self.config.clone(), &offer, Tracks::VIDEO, self.now).unwrap();
         viewer.native().accept_answer(&answer).unwrap();
         self.add(peer, viewer, local, answer, down, up)
     }
@@ -376,7 +376,7 @@ impl Lab {
     pub(crate) fn join_raw(&mut self, raw: &RawConfig, down: LinkConfig, up: LinkConfig) -> usize {
         let local = self.next_address();
         let (mut viewer, offer) = RawViewer::offer(raw, local, self.now);
-        let (peer, answer) = Peer::answer(self.config.clone(), &offer, self.now).unwrap();
+        let (peer, answer) = Peer::answer(self.config.clone(), &offer, Tracks::VIDEO, self.now).unwrap();
         viewer.accept_answer(&answer);
         self.add(peer, Viewer::Raw(Box::new(viewer)), local, answer, down, up)
     }

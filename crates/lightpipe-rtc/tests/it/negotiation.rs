@@ -1,6 +1,6 @@
 //! Offers of browsers, and of programs that offer too little.
 
-use lightpipe_rtc::{OfferError, Peer, PeerError};
+use lightpipe_rtc::{OfferError, Peer, PeerError, Tracks};
 use lightpipe_testkit::netlab::LinkConfig;
 
 use crate::lab::{Lab, secs};
@@ -96,7 +96,7 @@ fn only(codecs: &str, pts: &[u8]) -> String {
 
 fn answer(offer: &str) -> Result<String, OfferError> {
     let lab = Lab::seeded(1);
-    match Peer::answer(lab.config, offer, lab.now) {
+    match Peer::answer(lab.config, offer, Tracks::VIDEO, lab.now) {
         Ok((_, answer)) => Ok(answer),
         Err(PeerError::Offer(error)) => Err(error),
         Err(other) => panic!("{other}"),

@@ -37,7 +37,7 @@ pub(crate) fn sink(name: &str) -> VideoSink {
 #[track_caller]
 pub(crate) fn next(sink: &VideoSink) -> VideoFrame {
     match sink.frames.pop(Duration::from_secs(5)) {
-        Pop::Frame(frame) => frame,
+        Pop::Item(frame) => frame,
         other => panic!("no picture: {other:?}"),
     }
 }

@@ -55,7 +55,7 @@ impl Lab {
     #[track_caller]
     pub(crate) fn frame(&self) -> VideoFrame {
         match self.sink.frames.pop(PATIENCE) {
-            Pop::Frame(frame) => frame,
+            Pop::Item(frame) => frame,
             other => panic!("{other:?}, {:?}", self.sink.stream.health()),
         }
     }
