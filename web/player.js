@@ -147,6 +147,9 @@ const PHASE_MARGIN_STEP_MS = 2;
 const PHASE_MARGIN_DECAY_MS = 0.02;
 /** Smaller moves are not worth a message. */
 const PHASE_STEP_MS = 1;
+/** What is played is so much older than the packet that the browser names: the decoder's own buffer, 15 ms (measured in Chromium with
+ * packets of 10 and 20 ms), less the half of two halves that a packet is played in. */
+const AUDIO_BEHIND_MS = 10;
 /** While there is sound to hear its age is looked at so often... */
 const LIP_SAMPLE_MS = 100;
 /** ...and pictures or sound are held back for the other after so many looks... */
@@ -718,6 +721,7 @@ class Session {
 
   /** Tells the server how much later pictures may be taken. @param {number} at @param {FrameSample['metadata']} metadata */
   tellPhase(at, metadata) {
+    if (this.#lips.holds) return; // pictures that wait for their sound wait for no refresh
     const laterMs = this.#phase.frame(at, metadata);
     if (laterMs === null || this.#channel?.readyState !== 'open') return;
     this.#channel.send(JSON.stringify({ type: 'phase', later_ms: laterMs }));
@@ -747,9 +751,7 @@ class Session {
     if (!source || !pair) return null;
     const shown = this.clock.serverTime(source.timestamp - performance.timeOrigin);
     if (shown === null) return null;
-    // A packet is played in two halves, and both are told as its beginning.
-    const middleMs = 5;
-    return plausible(shown - (pair[1] + ((source.rtpTimestamp - pair[0]) | 0) / 48) - middleMs);
+    return plausible(shown - (pair[1] + ((source.rtpTimestamp - pair[0]) | 0) / 48) + AUDIO_BEHIND_MS);
   }
 
   get looksDead() {
@@ -1144,6 +1146,9 @@ export class LipSync {
   #nextAt = 0;
   /** How much longer pictures are held than sound; negative the other way. */
   #lead = 0;
+
+  /** Whether something is held back for the other. */
+  get holds() { return this.#lead !== 0; }
 
   /** @param {number} at */
   due(at) { return at >= this.#nextAt; }

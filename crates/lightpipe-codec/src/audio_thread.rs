@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lightpipe_media::audio::{Aligner, FRAME_DURATION, Frame, Framer};
+use lightpipe_media::audio::{Aligner, Frame, Framer, span};
 use lightpipe_media::queue::Pop;
 use lightpipe_media::{AudioBlock, AudioPacket, AudioQueue, MediaClock, Stream};
 use tracing::{debug, info, warn};
@@ -73,7 +73,7 @@ struct Worker {
 
 impl Worker {
     fn new(setup: AudioSetup) -> Self {
-        let framer = Framer::new(setup.config.channels);
+        let framer = Framer::new(setup.config.channels, setup.config.frame_samples);
         let aligner = (!setup.exact).then(Aligner::new);
         Self { setup, aligner, framer, encoder: None, loss: 0.0, failed: false }
     }
@@ -87,7 +87,7 @@ impl Worker {
             }
             if self.setup.stream.outlets() == 0 && self.encoder.take().is_some() {
                 // Whoever comes next hears what is then, not the rest of this.
-                self.framer = Framer::new(self.setup.config.channels);
+                self.framer = Framer::new(self.setup.config.channels, self.setup.config.frame_samples);
             }
         }
         debug!(stream = self.setup.stream.name(), "audio thread ends");
@@ -153,7 +153,7 @@ impl Worker {
         Ok(AudioPacket {
             data: data.into(),
             captured: frame.captured - encoder.look_ahead(),
-            duration: FRAME_DURATION,
+            duration: span(config.frame_samples as u64),
             encoded: clock.at(Instant::now()),
             starts_talkspurt: frame.starts_run,
         })

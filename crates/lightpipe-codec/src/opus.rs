@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lightpipe_media::audio::{FRAME_SAMPLES, SAMPLE_RATE_HZ};
+use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use opus::{Application, Bitrate, Channels, Signal};
 
 use crate::audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
@@ -37,7 +37,7 @@ impl OpusEncoder {
     /// Bitrates that Opus has, bits per second (RFC 7587 §3.1.1 names 6 000 to 510 000).
     pub const BITRATES: std::ops::RangeInclusive<u32> = 6_000..=510_000;
 
-    /// An encoder for frames of 20 ms.
+    /// An encoder.
     pub fn new(config: AudioEncoderConfig) -> Result<Self, EncodeError> {
         let channels = channels(config.channels)?;
         let (application, signal) = match config.content {
@@ -66,7 +66,7 @@ impl AudioEncoder for OpusEncoder {
     }
 
     fn encode(&mut self, samples: &[f32]) -> Result<Vec<u8>, EncodeError> {
-        let expected = FRAME_SAMPLES * self.config.channels;
+        let expected = self.config.frame_samples * self.config.channels;
         if samples.len() != expected {
             return Err(EncodeError::WrongPicture {
                 expected: format!("{expected} samples"),
@@ -158,6 +158,7 @@ fn failed(call: &'static str) -> impl Fn(opus::Error) -> EncodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightpipe_media::audio::FRAME_SAMPLES;
     use std::f32::consts::TAU;
 
     fn tone(frame: usize, channels: usize) -> Vec<f32> {

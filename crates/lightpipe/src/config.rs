@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lightpipe_codec::{AudioContent, AudioEncoderConfig};
 use lightpipe_media::Size;
+use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use serde::{Deserialize, Serialize};
 
 /// Everything.
@@ -153,6 +154,9 @@ pub struct AudioConfig {
     pub enabled: bool,
     /// 1 or 2 channels. Default 2.
     pub channels: usize,
+    /// Length of a packet: 5, 10 or 20 ms. Shorter ones are heard 10 to 15 ms sooner and cost 22 kbit/s more of headers each time that they are
+    /// halved. Default 20.
+    pub frame_ms: u32,
     /// Target bitrate, kbit/s, 6 to 510. Default 128.
     pub bitrate_kbps: u32,
     /// `music` for anything, or `speech` for voices: intelligible at low rates and under loss, 4 ms later. Default `music`.
@@ -170,6 +174,7 @@ impl Default for AudioConfig {
         Self {
             enabled: true,
             channels: 2,
+            frame_ms: 20,
             bitrate_kbps: 128,
             content: SoundHint::Music,
             complexity: 10,
@@ -183,6 +188,7 @@ impl AudioConfig {
     pub(crate) fn encoder(&self) -> AudioEncoderConfig {
         AudioEncoderConfig {
             channels: self.channels,
+            frame_samples: self.frame_ms as usize * SAMPLE_RATE_HZ as usize / 1000,
             bitrate_bps: self.bitrate_kbps * 1000,
             content: match self.content {
                 SoundHint::Music => AudioContent::Music,
@@ -291,6 +297,9 @@ impl Config {
         if !(1..=2).contains(&a.channels) {
             return bad("audio.channels", &a.channels, "1 or 2");
         }
+        if ![5, 10, 20].contains(&a.frame_ms) {
+            return bad("audio.frame_ms", &a.frame_ms, "5, 10 or 20");
+        }
         if !(6..=510).contains(&a.bitrate_kbps) {
             return bad("audio.bitrate_kbps", &a.bitrate_kbps, "6 to 510");
         }
@@ -334,6 +343,7 @@ mod tests {
         check(|c| c.video.bitrate_kbps = 0, "video.bitrate_kbps = 0: must be 50 to 100000");
         check(|c| c.video.queue_frames = 0, "video.queue_frames = 0: must be 1 to 16");
         check(|c| c.audio.channels = 6, "audio.channels = 6: must be 1 or 2");
+        check(|c| c.audio.frame_ms = 15, "audio.frame_ms = 15: must be 5, 10 or 20");
         check(|c| c.audio.bitrate_kbps = 1000, "audio.bitrate_kbps = 1000: must be 6 to 510");
         check(|c| c.audio.complexity = 11, "audio.complexity = 11: must be 0 to 10");
         check(|c| c.webrtc.playout_delay_max_ms = 0, "webrtc.playout_delay_max_ms = 0: must be 10 to 10000");

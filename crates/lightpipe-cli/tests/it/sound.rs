@@ -61,14 +61,13 @@ struct Pair {
     beep: f64,
 }
 
-/// Unmutes, lets the sound settle, and listens for so many seconds.
-async fn listen(page: &Page, seconds: u64) -> (Vec<Pair>, f64) {
+/// Unmutes, lets the sound settle (the browser's jitter buffer begins long and shortens itself by playing a little faster), and listens
+/// for so many seconds.
+async fn listen(page: &Page, settle: u64, seconds: u64) -> (Vec<Pair>, f64) {
     page.evaluate(&format!("void {PLAYER}.toggleMute()")).await.unwrap();
     page.wait_until(&format!("!{PLAYER}.video.muted && {PLAYER}.serverOffsetMs !== null"), PATIENCE).await.unwrap();
     page.evaluate(&LISTEN.replace("PLAYER", PLAYER)).await.unwrap();
-    // The browser's jitter buffer begins long and shortens itself by playing a little faster.
-    const SETTLE: u64 = 12;
-    let end = SETTLE + seconds;
+    let end = settle + seconds;
     page.wait_until(&format!("ages.beeps >= {end}"), PATIENCE + std::time::Duration::from_secs(2 * end)).await.unwrap();
     let ages = page.evaluate("ages").await.unwrap();
     let by_second = |ages: &Value| -> BTreeMap<u64, f64> {
@@ -80,7 +79,7 @@ async fn listen(page: &Page, seconds: u64) -> (Vec<Pair>, f64) {
     let both = beeps
         .iter()
         .filter_map(|(second, beep)| Some(Pair { second: *second, beep: *beep, flash: *flashes.get(second)? }));
-    (both.filter(|pair| pair.second >= first + SETTLE).collect(), ages["peak"].as_f64().unwrap())
+    (both.filter(|pair| pair.second >= first + settle).collect(), ages["peak"].as_f64().unwrap())
 }
 
 fn quantile(values: impl Iterator<Item = f64>, q: f64) -> f64 {
@@ -120,7 +119,7 @@ async fn chromium_hears_the_beep_with_the_flash() {
     let server = serve(&["pattern"]).size(640, 360).start();
     let browser = chromium().await;
     let page = watch(&browser, &server, "pattern").await;
-    let (pairs, peak) = listen(&page, 10).await;
+    let (pairs, peak) = listen(&page, 12, 10).await;
     let [skew, _, age, _] = tell("pattern", &pairs, &server);
     assert!(pairs.len() >= 8, "{pairs:?}");
     assert!((0.2..0.3).contains(&peak), "-12 dBFS is 0.25: {peak}");
@@ -138,19 +137,21 @@ async fn chromium_hears_the_beep_with_the_flash() {
 async fn five_minutes_of_flash_and_beep_stay_together_on_a_drifting_sound_clock() {
     let minutes: u64 =
         std::env::var("LIGHTPIPE_SOUND_MINUTES").map_or(5, |text| text.parse().expect("a number of minutes"));
-    for source in ["pattern=pattern:drift=100", "pattern"] {
+    // The browser's jitter buffer holds 15 to 35 ms beside the packet that it plays, whatever is asked of it: only short packets
+    // are heard within 50 ms.
+    for (source, frame_ms, oldest) in [("pattern=pattern:drift=100", 20, 75.0), ("pattern", 5, 50.0)] {
         let _machine = quiet().await;
-        let server = serve(&[source]).start();
+        let server = serve(&[source]).env("LIGHTPIPE_AUDIO_FRAME_MS", &frame_ms.to_string()).start();
         let browser = chromium().await;
         let page = watch(&browser, &server, "pattern").await;
-        let (pairs, _) = listen(&page, minutes * 60).await;
-        let [_, skew, _, age] = tell(source, &pairs, &server);
+        let (pairs, _) = listen(&page, 30, minutes * 60).await;
+        let [_, skew, _, age] = tell(&format!("{source}, packets of {frame_ms} ms"), &pairs, &server);
         let trend = slope(&pairs, |pair| pair.flash - pair.beep);
         println!("{source}: trend {trend:.2} ms a minute");
         browser.close().await.unwrap();
         assert!(pairs.len() as u64 >= minutes * 60 * 9 / 10, "{} seconds", pairs.len());
         assert!(skew <= 25.0, "p95 {skew} ms");
         assert!(trend.abs() < 1.0, "{trend} ms a minute");
-        assert!(age < 50.0, "p95 {age} ms");
+        assert!(age < oldest, "p95 {age} ms");
     }
 }

@@ -1,9 +1,9 @@
-//! Cuts sound of any chunk size into frames of exactly 20 ms.
+//! Cuts sound of any chunk size into frames of one exact length.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{AudioBlock, FRAME_SAMPLES, SAMPLE_RATE_HZ, span};
+use super::{AudioBlock, SAMPLE_RATE_HZ, span};
 use crate::time::MediaTime;
 
 /// A block this far from where the one before ended still follows it: capture times are rounded, and read by a busy thread.
@@ -13,21 +13,23 @@ const TOLERANCE: Duration = Duration::from_millis(5);
 /// until sound comes again.
 const MAX_FILL: Duration = Duration::from_millis(200);
 
-/// Exactly [`FRAME_SAMPLES`] of sound at 48 kHz.
+/// A frame's worth of sound at 48 kHz.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
     /// Capture time of the first sample.
     pub captured: MediaTime,
-    /// [`FRAME_SAMPLES`] × channels, interleaved.
+    /// Interleaved.
     pub samples: Vec<f32>,
     /// The frame does not follow the one before.
     pub starts_run: bool,
 }
 
-/// Re-cuts blocks at 48 kHz. Frames of one run follow each other at exactly 20 ms of capture time, whatever the chunks were.
+/// Re-cuts blocks at 48 kHz. Frames of one run follow each other at exactly their length of capture time, whatever the chunks were.
 #[derive(Debug)]
 pub struct Framer {
     channels: usize,
+    /// Samples of one channel in a frame.
+    frame: usize,
     run: Option<Run>,
     pending: VecDeque<f32>,
     /// Samples of one channel that came too early or twice and were left out.
@@ -47,9 +49,16 @@ struct Run {
 }
 
 impl Framer {
-    /// A framer for 1 or 2 channels.
-    pub fn new(channels: usize) -> Self {
-        Self { channels: channels.clamp(1, 2), run: None, pending: VecDeque::new(), dropped: 0, filled: 0 }
+    /// A framer for 1 or 2 channels, and frames of so many samples of one channel.
+    pub fn new(channels: usize, frame: usize) -> Self {
+        Self {
+            channels: channels.clamp(1, 2),
+            frame: frame.max(1),
+            run: None,
+            pending: VecDeque::new(),
+            dropped: 0,
+            filled: 0,
+        }
     }
 
     /// Takes a block and gives the frames that it completes. A block of another rate than 48 kHz or of no channels is left out
@@ -90,7 +99,7 @@ impl Framer {
             (from, 2) if from > 2 => self.pending.extend(whole.chunks_exact(from).flat_map(|c| [c[0], c[1]])),
             _ => self.pending.extend(whole),
         }
-        while self.pending.len() >= FRAME_SAMPLES * self.channels {
+        while self.pending.len() >= self.frame * self.channels {
             self.emit(&mut each);
         }
     }
@@ -98,7 +107,7 @@ impl Framer {
     /// Ends the run: what is pending leaves, filled up with silence. The next block begins a new run.
     pub fn finish(&mut self, mut each: impl FnMut(Frame)) {
         if !self.pending.is_empty() {
-            self.pending.resize(FRAME_SAMPLES * self.channels, 0.0);
+            self.pending.resize(self.frame * self.channels, 0.0);
             self.emit(&mut each);
         }
         self.run = None;
@@ -111,10 +120,10 @@ impl Framer {
 
     fn emit(&mut self, each: &mut impl FnMut(Frame)) {
         let Some(run) = &mut self.run else { return };
-        let captured = run.start + span(run.frames * FRAME_SAMPLES as u64);
+        let captured = run.start + span(run.frames * self.frame as u64);
         let starts_run = run.frames == 0;
         run.frames += 1;
-        let samples = self.pending.drain(..FRAME_SAMPLES * self.channels).collect();
+        let samples = self.pending.drain(..self.frame * self.channels).collect();
         each(Frame { captured, samples, starts_run });
     }
 }
@@ -126,7 +135,7 @@ fn samples_in(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audio::FRAME_DURATION;
+    use crate::audio::FRAME_SAMPLES;
     use crate::time::RtpClock;
 
     fn ms(ms: i64) -> MediaTime {
@@ -149,7 +158,7 @@ mod tests {
     fn a_second_in_any_chunking_is_fifty_frames_with_continuous_timestamps() {
         let mut random = fastrand::Rng::with_seed(7);
         for largest in [1, 7, 441, 480, 960, 1024, 4800, 48_000] {
-            let mut framer = Framer::new(2);
+            let mut framer = Framer::new(2, FRAME_SAMPLES);
             let mut at = 0u64;
             let mut blocks = Vec::new();
             while at < 48_000 {
@@ -161,7 +170,7 @@ mod tests {
             assert_eq!(frames.len(), 50, "chunks up to {largest}");
             let clock = RtpClock::new(u32::MAX - 5000, SAMPLE_RATE_HZ);
             for pair in frames.windows(2) {
-                assert_eq!(pair[1].captured.since(pair[0].captured), FRAME_DURATION);
+                assert_eq!(pair[1].captured.since(pair[0].captured), Duration::from_millis(20));
                 let (a, b) = (clock.timestamp_at(pair[0].captured), clock.timestamp_at(pair[1].captured));
                 assert_eq!(b.wrapping_sub(a), 960, "RTP ticks, over the wrap too");
             }
@@ -173,7 +182,7 @@ mod tests {
 
     #[test]
     fn short_holes_are_silence_and_long_ones_end_the_run() {
-        let mut framer = Framer::new(1);
+        let mut framer = Framer::new(1, FRAME_SAMPLES);
         let frames =
             frames_of(&mut framer, [block(ms(0), 960, 1.0), block(ms(60), 960, 1.0), block(ms(2000), 960, 1.0)]);
         let seen: Vec<(i64, f32, bool)> =
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn jitter_of_capture_times_moves_nothing_and_overlap_is_left_out() {
-        let mut framer = Framer::new(1);
+        let mut framer = Framer::new(1, FRAME_SAMPLES);
         let jittery = (0..50).map(|n| block(ms(n * 20 + [0, 3, -4][n as usize % 3]), 960, 0.5));
         assert_eq!(frames_of(&mut framer, jittery).len(), 50);
         assert_eq!(framer.repairs(), (0, 0));
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_is_pending_at_the_end_leaves_with_silence_behind_it() {
-        let mut framer = Framer::new(1);
+        let mut framer = Framer::new(1, FRAME_SAMPLES);
         assert!(frames_of(&mut framer, [block(ms(0), 500, 0.5)]).is_empty());
         let mut last = Vec::new();
         framer.finish(|frame| last.push(frame));
@@ -211,16 +220,19 @@ mod tests {
             channels: 2,
             samples: [left, right].repeat(960),
         };
-        assert_eq!(frames_of(&mut Framer::new(1), [stereo(1.0, 0.0)])[0].samples, vec![0.5; 960]);
-        assert_eq!(frames_of(&mut Framer::new(2), [stereo(1.0, 0.0)])[0].samples[..4], [1.0, 0.0, 1.0, 0.0]);
-        assert_eq!(frames_of(&mut Framer::new(2), [block(ms(0), 960, 0.3)])[0].samples, vec![0.3; 1920]);
+        assert_eq!(frames_of(&mut Framer::new(1, FRAME_SAMPLES), [stereo(1.0, 0.0)])[0].samples, vec![0.5; 960]);
+        assert_eq!(
+            frames_of(&mut Framer::new(2, FRAME_SAMPLES), [stereo(1.0, 0.0)])[0].samples[..4],
+            [1.0, 0.0, 1.0, 0.0]
+        );
+        assert_eq!(frames_of(&mut Framer::new(2, FRAME_SAMPLES), [block(ms(0), 960, 0.3)])[0].samples, vec![0.3; 1920]);
         let odd = AudioBlock { samples: vec![0.1; 3], ..stereo(0.0, 0.0) };
         assert_eq!(odd.len(), 1, "half a sample is none");
     }
 
     #[test]
     fn other_rates_and_empty_blocks_are_left_out() {
-        let mut framer = Framer::new(2);
+        let mut framer = Framer::new(2, FRAME_SAMPLES);
         let other = AudioBlock { rate_hz: 44_100, ..block(ms(0), 960, 0.5) };
         let none = AudioBlock { channels: 0, ..block(ms(0), 960, 0.5) };
         assert!(frames_of(&mut framer, [other, none, block(ms(0), 0, 0.0)]).is_empty());

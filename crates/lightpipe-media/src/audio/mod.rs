@@ -14,11 +14,8 @@ use crate::time::MediaTime;
 /// Samples per second inside lightpipe, and ticks of the RTP clock of Opus (RFC 7587 §4.1).
 pub const SAMPLE_RATE_HZ: u32 = 48_000;
 
-/// Samples of one channel in an encoded frame: 20 ms.
+/// Samples of one channel in an encoded frame of ordinary length: 20 ms.
 pub const FRAME_SAMPLES: usize = 960;
-
-/// Duration of an encoded frame.
-pub const FRAME_DURATION: Duration = Duration::from_millis(20);
 
 /// Raw sound of any length with the capture time of its first sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +58,6 @@ pub struct AudioPacket {
 }
 
 /// Duration of a number of samples of one channel at 48 kHz, to the microsecond below.
-pub(crate) const fn span(samples: u64) -> Duration {
+pub const fn span(samples: u64) -> Duration {
     Duration::from_micros(samples * 1_000_000 / SAMPLE_RATE_HZ as u64)
 }
