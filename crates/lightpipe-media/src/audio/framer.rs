@@ -69,24 +69,21 @@ impl Framer {
             return;
         }
         let mut skip = 0;
-        match &mut self.run {
-            Some(run) => {
-                let expected = run.start + span(run.received);
-                let late = block.captured.since(expected);
-                let early = expected.since(block.captured);
-                if late > MAX_FILL || early > MAX_FILL {
-                    self.finish(&mut each);
-                } else if late > TOLERANCE {
-                    let missing = samples_in(late);
-                    run.received += missing;
-                    self.filled += missing;
-                    self.pending.extend(std::iter::repeat_n(0.0, missing as usize * self.channels));
-                } else if early > TOLERANCE {
-                    skip = (samples_in(early) as usize).min(block.len());
-                    self.dropped += skip as u64;
-                }
+        if let Some(run) = &mut self.run {
+            let expected = run.start + span(run.received);
+            let late = block.captured.since(expected);
+            let early = expected.since(block.captured);
+            if late > MAX_FILL || early > MAX_FILL {
+                self.finish(&mut each);
+            } else if late > TOLERANCE {
+                let missing = samples_in(late);
+                run.received += missing;
+                self.filled += missing;
+                self.pending.extend(std::iter::repeat_n(0.0, missing as usize * self.channels));
+            } else if early > TOLERANCE {
+                skip = (samples_in(early) as usize).min(block.len());
+                self.dropped += skip as u64;
             }
-            None => {}
         }
         let run = self.run.get_or_insert(Run { start: block.captured, received: 0, frames: 0 });
         run.received += (block.len() - skip) as u64;
