@@ -111,7 +111,7 @@ impl Worker {
             match self.encode(&frame) {
                 Ok(packet) => {
                     self.failed = false;
-                    let level = level(&frame.samples);
+                    let level = Some(level(&frame.samples));
                     self.setup.stream.publish_audio(&Arc::new(packet), level);
                 }
                 Err(error) => {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use crate::frame::Size;
 use crate::packetize::{self, RtpPayloads};
 use crate::time::MediaTime;
+use crate::vp8;
 
 /// Video codings that lightpipe carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,6 +13,18 @@ use crate::time::MediaTime;
 pub enum VideoCodec {
     /// ITU-T H.264, Constrained Baseline on the wire.
     H264,
+    /// VP8 (RFC 6386).
+    Vp8,
+}
+
+impl VideoCodec {
+    /// Name in the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::H264 => "h264",
+            Self::Vp8 => "vp8",
+        }
+    }
 }
 
 /// When one picture passed each stage on our side. Stages that did not happen (an encoded child has
@@ -40,7 +53,7 @@ impl Stages {
 pub struct AccessUnit {
     /// The coding of `data`.
     pub codec: VideoCodec,
-    /// H.264: Annex-B byte stream, SPS and PPS in front of every IDR.
+    /// H.264: Annex-B byte stream, SPS and PPS in front of every IDR. VP8: the frame.
     pub data: Arc<[u8]>,
     /// When the picture was taken.
     pub captured: MediaTime,
@@ -70,6 +83,7 @@ impl AccessUnit {
     pub fn rtp_payloads(&self) -> &RtpPayloads {
         self.payloads.get_or_init(|| match self.codec {
             VideoCodec::H264 => packetize::h264(&self.data, packetize::MAX_PAYLOAD_LEN),
+            VideoCodec::Vp8 => vp8::packetize(&self.data, packetize::MAX_PAYLOAD_LEN),
         })
     }
 }

@@ -43,6 +43,20 @@ pub enum EventKind {
         /// From the offer's arrival.
         took: Duration,
     },
+    /// A publisher finished ICE and DTLS.
+    PublisherConnected {
+        /// Peer id.
+        peer: String,
+        /// From the offer's arrival.
+        took: Duration,
+    },
+    /// A publisher is gone; its stream waits for it to come back.
+    PublisherDisconnected {
+        /// Peer id.
+        peer: String,
+        /// A machine-readable cause.
+        cause: &'static str,
+    },
     /// A peer is gone.
     PeerDisconnected {
         /// Peer id.
@@ -63,6 +77,8 @@ impl EventKind {
             Self::TrackActive => "track_active",
             Self::TrackIdle => "track_idle",
             Self::PeerConnected { .. } => "peer_connected",
+            Self::PublisherConnected { .. } => "publisher_connected",
+            Self::PublisherDisconnected { .. } => "publisher_disconnected",
             Self::PeerDisconnected { .. } => "peer_disconnected",
         }
     }

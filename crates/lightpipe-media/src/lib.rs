@@ -9,6 +9,7 @@
 
 pub mod access_unit;
 pub mod annexb;
+pub mod arrival;
 pub mod audio;
 pub mod convert;
 pub mod event;
@@ -21,8 +22,10 @@ pub mod queue;
 pub mod stream;
 pub mod time;
 pub mod timecode;
+pub mod vp8;
 
 pub use access_unit::{AccessUnit, Stages, VideoCodec};
+pub use arrival::{ArrivalClock, TrackClock};
 pub use audio::{AudioBlock, AudioPacket};
 pub use event::{Event, EventKind, EventLog};
 pub use frame::{FramePool, PixelFormat, Size, VideoFrame};

@@ -54,6 +54,16 @@ impl RtpPayloads {
     }
 }
 
+impl FromIterator<Arc<[u8]>> for RtpPayloads {
+    fn from_iter<I: IntoIterator<Item = Arc<[u8]>>>(payloads: I) -> Self {
+        let mut all = Self::default();
+        for payload in payloads {
+            all.push(payload);
+        }
+        all
+    }
+}
+
 const NAL_TYPE_STAP_A: u8 = 24;
 const NAL_TYPE_FU_A: u8 = 28;
 const FU_START: u8 = 0x80;

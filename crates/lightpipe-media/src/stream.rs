@@ -80,8 +80,8 @@ pub struct AudioStats {
     pub published: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Root mean square of the last frame, 0 to 1.
-    pub level: f32,
+    /// Root mean square of the last frame, 0 to 1; `None` for sound that we do not decode.
+    pub level: Option<f32>,
     /// Encoder failures.
     pub errors: u64,
     /// Raw blocks dropped before the encoder because it was busy.
@@ -268,8 +268,8 @@ impl Stream {
         self.has_audio.load(Relaxed)
     }
 
-    /// Producer side: sends one frame of sound to every outlet. `level` is its root mean square, 0 to 1.
-    pub fn publish_audio(&self, packet: &Arc<AudioPacket>, level: f32) {
+    /// Producer side: sends one frame of sound to every outlet. `level` is its root mean square, 0 to 1, if known.
+    pub fn publish_audio(&self, packet: &Arc<AudioPacket>, level: Option<f32>) {
         let outlets: Vec<Arc<dyn Outlet>> = {
             let mut state = self.lock();
             let stats = &mut state.stats.audio;

@@ -14,6 +14,6 @@ pub mod http;
 pub mod media;
 mod registry;
 
-pub use http::{HttpConfig, HttpServer, IceServer};
+pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewViewer, ViewerError};
 pub use registry::{NameTaken, StreamEntry, Streams};

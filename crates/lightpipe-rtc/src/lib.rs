@@ -6,9 +6,11 @@
 
 pub mod control;
 pub mod demux;
+mod inbound;
 mod negotiate;
 mod pacer;
 mod peer;
+mod publisher;
 pub mod receiver;
 
 pub use negotiate::{Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
@@ -16,6 +18,7 @@ pub use peer::{
     Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent,
     Tracks,
 };
+pub use publisher::{Offered, Published, Publisher};
 
 /// Does the costly first-time work of the cryptography (37 ms CPU at the first random number, measured) at a
 /// moment of the caller's choice instead of inside the first viewer's handshake.

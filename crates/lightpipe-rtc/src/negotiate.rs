@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use lightpipe_media::VideoCodec;
 use str0m::change::SdpOffer;
 use str0m::format::{Codec, PayloadParams};
 use str0m::media::{MediaKind, Mid, Pt};
@@ -34,6 +35,14 @@ pub enum OfferError {
     /// The stream is sound only, and nothing in the offer wants that.
     #[error("this stream is sound only, and the offer has no audio m-line that receives Opus")]
     NoAudio,
+    /// A publisher's offer without anything that we can take.
+    #[error(
+        "nothing in the offer can be taken: H.264 (packetization-mode 1), VP8 and Opus are, the offer sends {offered}"
+    )]
+    NothingPublished {
+        /// Codecs of the offer's video m-lines.
+        offered: String,
+    },
     /// No codec in common. `offered` names the peer's.
     #[error("no common video codec: this stream is {ours}, the offer has {offered}")]
     NoCommonCodec {
@@ -107,6 +116,35 @@ pub(crate) fn offered_video_codecs(sdp: &str) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
+/// The codec that a publisher's pictures will have: `prefer` if its first sending video m-line has it, else the first of that line
+/// that we carry.
+pub(crate) fn published_codec(offer: &str, prefer: Option<VideoCodec>) -> Option<VideoCodec> {
+    let mut sections = offer.split("\nm=").skip(1);
+    let section = sections.find(|section| {
+        section.starts_with("video") && !section.lines().any(|l| matches!(l.trim_end(), "a=recvonly" | "a=inactive"))
+    })?;
+    let order = section.lines().next()?.split_ascii_whitespace().skip(3);
+    let codec_of = |pt: &str| {
+        let attribute = |name: &str| {
+            let prefix = format!("a={name}:{pt} ");
+            section.lines().find_map(|l| l.trim_end().strip_prefix(&prefix).map(str::to_ascii_lowercase))
+        };
+        let map = attribute("rtpmap")?;
+        match map.split('/').next()? {
+            "vp8" => Some(VideoCodec::Vp8),
+            "h264" => {
+                // RFC 6184 §8.1: without the parameter it is mode 0, one packet per NAL unit.
+                let format = attribute("fmtp")?.replace(' ', "");
+                let baseline = format.contains("profile-level-id=42");
+                (baseline && format.split(';').any(|p| p == "packetization-mode=1")).then_some(VideoCodec::H264)
+            }
+            _ => None,
+        }
+    };
+    let codecs: Vec<VideoCodec> = order.filter_map(codec_of).collect();
+    prefer.filter(|codec| codecs.contains(codec)).or_else(|| codecs.first().copied())
+}
+
 /// The m-line and payload type on which a peer receives our H.264.
 ///
 /// Constrained Baseline (`42e01f`) first, then Baseline; always packetization-mode 1. The payload type is the
@@ -131,11 +169,20 @@ pub(crate) struct SendLine {
 }
 
 /// First sending video m-line with a payload type for our codec.
-pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Option<SendLine> {
+pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid], codec: VideoCodec) -> Option<SendLine> {
     mids.iter().find_map(|mid| {
         let media = rtc.media(*mid)?;
-        let sends = media.kind() == MediaKind::Video && media.direction().is_sending();
-        let pt = sends.then(|| choose_h264(media.remote_pts(), rtc.codec_config().params())).flatten()?;
+        if media.kind() != MediaKind::Video || !media.direction().is_sending() {
+            return None;
+        }
+        let params = rtc.codec_config().params();
+        let pt = match codec {
+            VideoCodec::Vp8 => params
+                .iter()
+                .find(|p| p.spec().codec == Codec::Vp8 && media.remote_pts().contains(&p.pt()))
+                .map(PayloadParams::pt),
+            _ => choose_h264(media.remote_pts(), params),
+        }?;
         Some(SendLine { mid: *mid, pt })
     })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
-use lightpipe_media::{AccessUnit, AudioPacket, MediaClock, RtpClock};
+use lightpipe_media::{AccessUnit, AudioPacket, MediaClock, RtpClock, VideoCodec};
 use str0m::bwe::{Bitrate, BweKind};
 use str0m::change::SdpAnswer;
 use str0m::channel::ChannelId;
@@ -128,15 +128,15 @@ pub struct PeerConfig {
 /// What a stream has to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tracks {
-    /// Pictures. A viewer that cannot take them is refused.
-    pub video: bool,
+    /// Pictures, and their codec. A viewer that cannot take them is refused.
+    pub video: Option<VideoCodec>,
     /// Sound. Beside pictures a viewer may leave it.
     pub audio: bool,
 }
 
 impl Tracks {
-    /// Pictures only.
-    pub const VIDEO: Self = Self { video: true, audio: false };
+    /// Pictures only, H.264.
+    pub const VIDEO: Self = Self { video: Some(VideoCodec::H264), audio: false };
 }
 
 /// What the world tells a peer.
@@ -203,6 +203,10 @@ pub enum DisconnectCause {
     Shutdown,
     /// We did, because the signalling session ended (DELETE, closed WebSocket).
     SignallingClosed,
+    /// The stream that was watched is no more.
+    StreamEnded,
+    /// Another publisher took the stream over.
+    TakenOver,
     /// No connectivity check ever succeeded: a firewall or NAT is in the way of our UDP port.
     IceNeverConnected,
     /// It was connected and then fell silent.
@@ -218,6 +222,8 @@ impl DisconnectCause {
             Self::ClosedByPeer => "closed_by_peer",
             Self::Shutdown => "shutdown",
             Self::SignallingClosed => "signalling_closed",
+            Self::StreamEnded => "stream_ended",
+            Self::TakenOver => "taken_over",
             Self::IceNeverConnected => "ice_never_connected",
             Self::IceTimeout => "ice_timeout",
             Self::Failed => "failed",
@@ -230,6 +236,8 @@ impl DisconnectCause {
             Self::ClosedByPeer => "The page closed the connection.",
             Self::Shutdown => "The server is shutting down.",
             Self::SignallingClosed => "The session was ended through its signalling connection.",
+            Self::StreamEnded => "The stream ended.",
+            Self::TakenOver => "Another publisher took the stream over.",
             Self::IceNeverConnected => {
                 "No network path to the server's UDP port was found; a firewall or NAT may block it."
             }
@@ -315,6 +323,7 @@ pub struct Peer {
     rtc: Rtc,
     config: PeerConfig,
     offer: String,
+    tracks: Tracks,
     video: Option<Outgoing>,
     audio: Option<Outgoing>,
     pacer: Pacer,
@@ -400,9 +409,14 @@ impl Peer {
         // Our first check leaves before the viewer has read our answer, and is dropped there; the retransmissions find it ready.
         // At the engine's 250 ms a viewer with a host candidate in its offer needs a second to connect (measured).
         rtc_config.set_initial_stun_rto(INITIAL_STUN_RTO);
-        let codecs = rtc_config.codec_config();
-        codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
-        codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+        match tracks.video {
+            Some(VideoCodec::Vp8) => rtc_config = rtc_config.enable_vp8(true),
+            _ => {
+                let codecs = rtc_config.codec_config();
+                codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+                codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+            }
+        }
         if config.estimate_bandwidth {
             rtc_config = rtc_config.enable_bwe(Some(desired));
         }
@@ -414,8 +428,10 @@ impl Peer {
         }
         let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
         let mids = mids_of(&answer);
-        let video =
-            tracks.video.then(|| negotiate::video_line(&rtc, &mids).ok_or_else(|| no_video(offer))).transpose()?;
+        let video = tracks
+            .video
+            .map(|codec| negotiate::video_line(&rtc, &mids, codec).ok_or_else(|| no_video(offer, codec)))
+            .transpose()?;
         let audio = tracks.audio.then(|| negotiate::audio_line(&rtc, &mids)).flatten();
         if video.is_none() && audio.is_none() {
             return Err(OfferError::NoAudio.into());
@@ -441,6 +457,7 @@ impl Peer {
             rtc,
             config,
             offer: offer.to_owned(),
+            tracks,
             video,
             audio,
             pacer: Pacer::new(),
@@ -534,7 +551,7 @@ impl Peer {
 
     /// What it sends: less than the stream has where the viewer did not ask for it.
     pub const fn tracks(&self) -> Tracks {
-        Tracks { video: self.video.is_some(), audio: self.audio.is_some() }
+        Tracks { video: self.tracks.video, audio: self.audio.is_some() }
     }
 
     /// Says goodbye and ends the session; [`PeerEvent::Closed`] comes when the goodbye is out.
@@ -546,7 +563,7 @@ impl Peer {
             self.finish(cause);
             return;
         }
-        if cause == DisconnectCause::Shutdown {
+        if matches!(cause, DisconnectCause::Shutdown | DisconnectCause::StreamEnded) {
             self.write_control(&ToPage::Bye { cause: cause.as_str(), text: cause.sentence() });
         }
         // The engine's own goodbye follows in `poll`, behind the message: closing drops what the channel still holds.
@@ -1040,10 +1057,13 @@ fn extensions_of(config: &PeerConfig, unit: &AccessUnit) -> ExtensionValues {
 }
 
 /// Why there is no video line for an offer.
-fn no_video(offer: &str) -> OfferError {
+fn no_video(offer: &str, codec: VideoCodec) -> OfferError {
     if negotiate::wants_video(offer) {
         OfferError::NoCommonCodec {
-            ours: "H.264 Constrained Baseline",
+            ours: match codec {
+                VideoCodec::Vp8 => "VP8",
+                _ => "H.264 Constrained Baseline",
+            },
             offered: negotiate::offered_video_codecs(offer),
         }
     } else {

@@ -23,6 +23,8 @@ pub struct Config {
     pub audio: AudioConfig,
     /// `[webrtc]`: how they travel.
     pub webrtc: WebRtcConfig,
+    /// `[publish]`: who may publish streams here, by WHIP.
+    pub publish: PublishConfig,
     /// `[ffmpeg]`: the program behind `camera`, `ffmpeg` and `file` sources, and `desktop` on Windows and macOS.
     pub ffmpeg: FfmpegConfig,
     /// `[sources]`: streams by name, each a source specification as on the command line. Empty: `cube`, `pattern`, and `desktop`
@@ -229,6 +231,26 @@ impl Default for WebRtcConfig {
             turn_user: String::new(),
             turn_pass: String::new(),
         }
+    }
+}
+
+/// Who may publish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PublishConfig {
+    /// Take publishers at `/whip/NAME` and `/publish/NAME`. Default true.
+    pub enabled: bool,
+    /// A second publisher of a name ends the first; otherwise it is refused. Default false.
+    pub takeover: bool,
+    /// Bearer token that publishers need. Prefer the environment over the file: LIGHTPIPE_PUBLISH_TOKEN. Default none.
+    pub token: String,
+    /// Origins of foreign pages that may publish, such as `https://studio.example`. Default none: our own pages only.
+    pub origins: Vec<String>,
+}
+
+impl Default for PublishConfig {
+    fn default() -> Self {
+        Self { enabled: true, takeover: false, token: String::new(), origins: Vec::new() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lightpipe_media::{EventLog, FramePool, FrameQueue, MediaClock, Size, Stream, VideoCodec};
-use lightpipe_net::{EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken, Streams};
+use lightpipe_net::{EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken, PublishConfig, Streams};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
@@ -86,8 +86,16 @@ impl Server {
             .enable_all()
             .build()
             .map_err(ServerError::Start)?;
-        let http_config =
-            HttpConfig { posts_per_second: config.server.posts_per_second, ice_servers: ice_servers(&config) };
+        let http_config = HttpConfig {
+            posts_per_second: config.server.posts_per_second,
+            ice_servers: ice_servers(&config),
+            publish: PublishConfig {
+                enabled: config.publish.enabled,
+                takeover: config.publish.takeover,
+                token: config.publish.token.clone(),
+                origins: config.publish.origins.clone(),
+            },
+        };
         let (stop_http, stopped) = oneshot::channel();
         {
             let _inside = runtime.enter();

@@ -26,4 +26,5 @@ mod restart;
 mod shutdown;
 mod sound;
 mod whep;
+mod whip;
 mod ws;

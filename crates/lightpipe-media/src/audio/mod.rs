@@ -57,7 +57,43 @@ pub struct AudioPacket {
     pub starts_talkspurt: bool,
 }
 
+/// How much sound an Opus packet holds (RFC 6716 §3.1); 20 ms for bytes that are none.
+pub fn opus_duration(packet: &[u8]) -> Duration {
+    let ordinary = span(FRAME_SAMPLES as u64);
+    let Some(toc) = packet.first() else { return ordinary };
+    let frame_micros: u64 = match toc >> 3 {
+        config @ 0..=11 => [10_000, 20_000, 40_000, 60_000][usize::from(config & 3)],
+        config @ 12..=15 => [10_000, 20_000][usize::from(config & 1)],
+        config => [2_500, 5_000, 10_000, 20_000][usize::from(config & 3)],
+    };
+    let frames = match toc & 3 {
+        0 => 1,
+        1 | 2 => 2,
+        _ => packet.get(1).map_or(0, |count| u64::from(count & 0x3f)),
+    };
+    // Longer than 120 ms is forbidden (RFC 6716 §3.4).
+    Some(frame_micros * frames).filter(|micros| (1..=120_000).contains(micros)).map_or(ordinary, Duration::from_micros)
+}
+
 /// Duration of a number of samples of one channel at 48 kHz, to the microsecond below.
 pub const fn span(samples: u64) -> Duration {
     Duration::from_micros(samples * 1_000_000 / SAMPLE_RATE_HZ as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_tell_how_long_they_are() {
+        let check =
+            |packet: &[u8], micros| assert_eq!(opus_duration(packet), Duration::from_micros(micros), "{packet:x?}");
+        check(&[0xfc, 0], 20_000); // CELT, full band, 20 ms
+        check(&[0xe0, 0], 2_500);
+        check(&[0x08, 0], 20_000); // SILK
+        check(&[0x19, 0], 120_000); // two of 60 ms
+        check(&[0xfb, 3, 0], 60_000); // three of 20 ms
+        check(&[0x1b, 0x3f, 0], 20_000); // forbidden: 3.8 s
+        check(&[], 20_000);
+    }
 }

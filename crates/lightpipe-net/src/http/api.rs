@@ -31,7 +31,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
             let rate = entry.stream.rates(now);
             json!({
                 "name": entry.stream.name(),
-                "codec": entry.stream.has_video().then_some("h264"),
+                "codec": entry.stream.has_video().then_some(entry.stream.codec().name()),
                 "source": entry.source,
                 "health": health,
                 "reason": reason,
@@ -50,7 +50,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                     "codec": "opus",
                     "published": stats.audio.published,
                     "bytes": stats.audio.bytes,
-                    "level_dbfs": (stats.audio.level > 0.0).then(|| 20.0 * stats.audio.level.log10()),
+                    "level_dbfs": stats.audio.level.filter(|level| *level > 0.0).map(|level| 20.0 * level.log10()),
                     "drift_ppm": stats.audio.drift_ppm,
                     "encoder_errors": stats.audio.errors,
                     "drops": { "raw_queue": stats.audio.blocks_dropped },
@@ -79,6 +79,15 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                 "stream": peer.stream,
                 "transport": peer.transport.as_str(),
                 "state": if peer.connected { "connected" } else { "connecting" },
+                "role": if peer.received.is_some() { "publisher" } else { "viewer" },
+                "received": peer.received.map(|r| json!({
+                    "packets": r.packets,
+                    "bytes": r.bytes,
+                    "pictures": r.pictures,
+                    "lost_packets": r.lost_packets,
+                    "undecodable": r.undecodable,
+                    "keyframe_requests": r.keyframe_requests,
+                })),
                 "age_s": peer.created.elapsed().as_secs_f64(),
                 "rtt_ms": c.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 "loss": c.loss,
@@ -127,6 +136,12 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
                 EventKind::PeerConnected { peer, took } => {
                     json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 })
+                }
+                EventKind::PublisherConnected { peer, took } => {
+                    json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 })
+                }
+                EventKind::PublisherDisconnected { peer, cause } => {
+                    json!({ "peer": public_part(peer), "cause": cause })
                 }
                 EventKind::PeerDisconnected { peer, cause } => json!({ "peer": public_part(peer), "cause": cause }),
                 _ => json!({}),

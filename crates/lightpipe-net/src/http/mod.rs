@@ -6,7 +6,10 @@ mod metrics;
 mod pages;
 mod problem;
 mod whep;
+mod whip;
 mod ws;
+
+pub use whip::PublishConfig;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,6 +33,8 @@ pub struct HttpConfig {
     pub posts_per_second: u32,
     /// STUN and TURN servers told to viewers in `Link` headers (RFC 9725 §4.6). None are needed in a LAN.
     pub ice_servers: Vec<IceServer>,
+    /// Who may publish.
+    pub publish: PublishConfig,
 }
 
 /// A STUN or TURN server for viewers.
@@ -59,7 +64,7 @@ impl IceServer {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { posts_per_second: 5, ice_servers: Vec::new() }
+        Self { posts_per_second: 5, ice_servers: Vec::new(), publish: PublishConfig::default() }
     }
 }
 
@@ -69,6 +74,7 @@ pub(crate) struct App {
     pub(crate) engine: Arc<MediaEngine>,
     pub(crate) streams: Streams,
     pub(crate) sessions: Arc<whep::Sessions>,
+    pub(crate) publications: Arc<whip::Publications>,
     pub(crate) rooms: Arc<ws::RoomHub>,
     pub(crate) limiter: Arc<limit::PostLimiter>,
     pub(crate) config: Arc<HttpConfig>,
@@ -104,6 +110,7 @@ impl HttpServer {
             engine,
             streams,
             sessions: Arc::default(),
+            publications: Arc::default(),
             rooms: Arc::new(ws::RoomHub::new(Mutex::new(Rooms::new()))),
             limiter: Arc::new(limit::PostLimiter::new(config.posts_per_second)),
             config: Arc::new(config),
@@ -145,6 +152,19 @@ fn router(app: App) -> Router {
         .route("/watch/{stream}", get(pages::watch))
         .route("/assets/{*path}", get(pages::asset))
         .route("/favicon.ico", get(pages::favicon))
+        .route("/publish/{stream}", get(pages::publish))
+        .route(
+            "/whip/{stream}",
+            post(whip::create).options(whip::options).get(whip::reserved).fallback(whip::wrong_method),
+        )
+        .route(
+            "/whip/{stream}/{session}",
+            axum::routing::patch(whip::patch)
+                .delete(whip::delete)
+                .options(whip::options)
+                .get(whip::reserved)
+                .fallback(whip::wrong_method),
+        )
         .route("/ws", any(ws::upgrade))
         .route("/api/v1/streams", get(api::streams))
         .route("/api/v1/peers", get(api::peers))

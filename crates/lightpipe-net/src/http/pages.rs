@@ -41,6 +41,11 @@ pub(crate) async fn watch(State(app): State<App>, Path(stream): Path<String>) ->
     page
 }
 
+/// The page itself asks for what it needs; the stream comes into being when it publishes.
+pub(crate) async fn publish() -> Response {
+    file("publish.html")
+}
+
 pub(crate) async fn player() -> Response {
     file("player.js")
 }

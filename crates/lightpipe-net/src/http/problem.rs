@@ -56,6 +56,8 @@ pub(crate) fn describe(error: &ViewerError) -> (StatusCode, &'static str) {
         ViewerError::Peer(PeerError::Offer(offer)) => match offer {
             OfferError::NoCommonCodec { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "no_common_codec"),
             OfferError::NoVideo => (StatusCode::UNPROCESSABLE_ENTITY, "no_video_in_offer"),
+            OfferError::NoAudio => (StatusCode::UNPROCESSABLE_ENTITY, "no_audio_in_offer"),
+            OfferError::NothingPublished { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "nothing_to_publish"),
             OfferError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "offer_too_large"),
             _ => (StatusCode::BAD_REQUEST, "bad_offer"),
         },
@@ -72,6 +74,9 @@ impl IntoResponse for Problem {
         let body = serde_json::json!({ "type": "about:blank", "title": title, "status": status, "cause": cause, "detail": detail });
         let mut response =
             (code, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response();
+        if code == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+        }
         if matches!(code, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
         }

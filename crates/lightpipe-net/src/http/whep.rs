@@ -48,11 +48,11 @@ impl Sessions {
     }
 }
 
-fn text_header(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+pub(crate) fn text_header(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 
-async fn text_body(body: Body, limit: usize) -> Result<String, Problem> {
+pub(crate) async fn text_body(body: Body, limit: usize) -> Result<String, Problem> {
     let bytes = tokio::time::timeout(BODY_LIMIT, to_bytes(body, limit))
         .await
         .map_err(|_| {
@@ -173,7 +173,7 @@ fn trickle(app: &App, key: u64, candidates: &[String]) -> Result<(), Problem> {
 }
 
 /// RFC 8839 §5.1; the priority formula of RFC 8445 §5.1.2.1 for a host candidate, earlier addresses preferred.
-fn host_candidate(index: usize, address: &SocketAddr) -> String {
+pub(crate) fn host_candidate(index: usize, address: &SocketAddr) -> String {
     let priority = (126u32 << 24) | (65_535u32.saturating_sub(index as u32) << 8) | 255;
     format!("candidate:{} 1 udp {priority} {} {} typ host", index + 1, address.ip(), address.port())
 }
@@ -198,7 +198,7 @@ pub(crate) async fn wrong_method() -> Problem {
 }
 
 /// RFC 9725 §4.6.
-fn add_ice_servers(app: &App, response: &mut Response) {
+pub(crate) fn add_ice_servers(app: &App, response: &mut Response) {
     for server in &app.config.ice_servers {
         if let Ok(value) = http::HeaderValue::from_str(&server.to_link()) {
             response.headers_mut().append(header::LINK, value);
@@ -207,7 +207,7 @@ fn add_ice_servers(app: &App, response: &mut Response) {
 }
 
 /// Percent-encodes a path segment (RFC 3986 §2.3: all but unreserved characters).
-fn urlencode(segment: &str) -> String {
+pub(crate) fn urlencode(segment: &str) -> String {
     let mut out = String::with_capacity(segment.len());
     for byte in segment.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

@@ -7,12 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lightpipe_media::{EventLog, Histogram, MediaClock, Stream};
-use lightpipe_rtc::{Candidate, Counters, Credentials, DisconnectCause, Identity, Peer, PeerConfig, PeerError, Tracks};
+use lightpipe_media::{EventLog, Histogram, MediaClock, Stream, VideoCodec};
+use lightpipe_rtc::{
+    Candidate, Counters, Credentials, DisconnectCause, Identity, Offered, Peer, PeerConfig, PeerError, Publisher,
+    Tracks,
+};
 use mio::{Poll, Waker};
 use tokio::sync::oneshot;
 
 use super::inbox::{Command, Inbox};
+use super::publishers::NewPublisher;
 use super::routes::{Place, Registration};
 use super::socket::MediaSocket;
 use super::table::{EngineCounters, PeerInfo, Transport};
@@ -151,20 +155,10 @@ impl MediaEngine {
             return Err(ViewerError::Busy);
         }
         let created = Instant::now();
-        let config = PeerConfig {
-            clock: self.config.clock,
-            identity: self.identity.clone(),
-            addresses: self.addresses.clone(),
-            estimate_bandwidth: self.config.estimate_bandwidth,
-            desired_bitrate_bps: self.config.desired_bitrate_bps,
-            playout_delay_max: self.config.playout_delay_max,
-        };
-        let tracks = Tracks { video: stream.has_video(), audio: stream.has_audio() };
+        let config = self.peer_config();
+        let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio: stream.has_audio() };
         let (mut peer, answer) = Peer::answer(config, offer, tracks, created)?;
-        let key = self.next_key.fetch_add(1, Relaxed);
-        let place = Place { worker: (key as usize) % self.shared.inboxes.len(), key };
-        let registration = Registration::new(Arc::clone(&self.shared.routes), place, peer.local_credentials().ufrag);
-        let id = random_id();
+        let (key, id, registration) = self.enrol(peer.local_credentials().ufrag);
         let (closed_sender, closed) = oneshot::channel();
         self.shared.table.insert(
             key,
@@ -175,6 +169,7 @@ impl MediaEngine {
                 created,
                 connected: false,
                 counters: Counters::default(),
+                received: None,
                 send: Histogram::default(),
                 capture_to_sent: Histogram::default(),
             },
@@ -190,6 +185,62 @@ impl MediaEngine {
         };
         self.command(key, Command::Add(Box::new(viewer)));
         Ok(NewViewer { id, key, answer, closed })
+    }
+
+    /// Answers the offer of somebody who wants to publish, and takes it with the stream that `stream_for` gives for what is offered.
+    ///
+    /// `prefer` is the codec that viewers of that stream decode already. Costs some milliseconds of the caller's thread.
+    pub fn add_publisher<E: From<ViewerError>>(
+        &self,
+        offer: &str,
+        prefer: Option<VideoCodec>,
+        stream_for: impl FnOnce(Offered) -> Result<Arc<Stream>, E>,
+    ) -> Result<NewViewer, E> {
+        if self.shared.table.pending() >= MAX_PENDING {
+            return Err(ViewerError::Busy.into());
+        }
+        let created = Instant::now();
+        let (mut publisher, answer) =
+            Publisher::answer(self.peer_config(), offer, prefer, created).map_err(ViewerError::from)?;
+        let stream = stream_for(publisher.offered())?;
+        let (key, id, registration) = self.enrol(publisher.local_credentials().ufrag);
+        let (closed_sender, closed) = oneshot::channel();
+        self.shared.table.insert(
+            key,
+            PeerInfo {
+                id: id.clone(),
+                stream: stream.name().to_owned(),
+                transport: Transport::Whip,
+                created,
+                connected: false,
+                counters: Counters::default(),
+                received: Some(publisher.counters()),
+                send: Histogram::default(),
+                capture_to_sent: Histogram::default(),
+            },
+        );
+        let publisher =
+            NewPublisher { key, id: id.clone(), publisher, stream, created, registration, closed: closed_sender };
+        self.command(key, Command::AddPublisher(Box::new(publisher)));
+        Ok(NewViewer { id, key, answer, closed })
+    }
+
+    fn peer_config(&self) -> PeerConfig {
+        PeerConfig {
+            clock: self.config.clock,
+            identity: self.identity.clone(),
+            addresses: self.addresses.clone(),
+            estimate_bandwidth: self.config.estimate_bandwidth,
+            desired_bitrate_bps: self.config.desired_bitrate_bps,
+            playout_delay_max: self.config.playout_delay_max,
+        }
+    }
+
+    /// A key, a public id and the routes of a new peer.
+    fn enrol(&self, ufrag: String) -> (u64, String, Registration) {
+        let key = self.next_key.fetch_add(1, Relaxed);
+        let place = Place { worker: (key as usize) % self.shared.inboxes.len(), key };
+        (key, random_id(), Registration::new(Arc::clone(&self.shared.routes), place, ufrag))
     }
 
     /// Adds a trickled candidate.
@@ -214,6 +265,13 @@ impl MediaEngine {
     /// Ends a session.
     pub fn close(&self, key: u64, cause: DisconnectCause) {
         self.command(key, Command::Close { key, cause });
+    }
+
+    /// Ends the sessions of a stream's viewers.
+    pub fn close_viewers_of(&self, stream: &str, cause: DisconnectCause) {
+        for key in self.shared.table.viewer_keys(stream) {
+            self.close(key, cause);
+        }
     }
 
     /// All peers, oldest first.

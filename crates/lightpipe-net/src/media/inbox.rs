@@ -8,6 +8,7 @@ use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream};
 use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, PeerError};
 use tokio::sync::oneshot;
 
+use super::publishers::NewPublisher;
 use super::table::EngineCounters;
 use super::worker::Viewer;
 
@@ -23,6 +24,7 @@ const MAX_DATAGRAMS: usize = 4096;
 
 pub(crate) enum Command {
     Add(Box<Viewer>),
+    AddPublisher(Box<NewPublisher>),
     Candidate {
         key: u64,
         candidate: Candidate,

@@ -5,6 +5,7 @@
 
 mod engine;
 mod inbox;
+mod publishers;
 mod routes;
 mod socket;
 mod table;

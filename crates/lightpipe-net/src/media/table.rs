@@ -8,12 +8,15 @@ use std::time::Instant;
 
 use lightpipe_media::Histogram;
 use lightpipe_rtc::Counters;
+use lightpipe_rtc::receiver::ReceiverCounters;
 
-/// How a viewer signalled.
+/// How a peer signalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// WHEP over HTTP.
     Whep,
+    /// WHIP over HTTP: it publishes, all others watch.
+    Whip,
     /// WebSocket, plain dialect.
     WsPlain,
     /// WebSocket, room dialect.
@@ -25,6 +28,7 @@ impl Transport {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Whep => "whep",
+            Self::Whip => "whip",
             Self::WsPlain => "ws-plain",
             Self::WsRoom => "ws-room",
         }
@@ -41,7 +45,7 @@ pub(crate) fn public_part(id: &str) -> &str {
 pub struct PeerInfo {
     /// Public id.
     pub id: String,
-    /// Stream that it watches.
+    /// Stream that it watches or publishes.
     pub stream: String,
     /// How it signalled.
     pub transport: Transport,
@@ -49,8 +53,10 @@ pub struct PeerInfo {
     pub created: Instant,
     /// ICE and DTLS are done.
     pub connected: bool,
-    /// Its counters.
+    /// What was sent to it.
     pub counters: Counters,
+    /// What it sent to us, if it publishes.
+    pub received: Option<ReceiverCounters>,
     /// Encoded to the last packet handed to the kernel.
     pub send: Histogram,
     /// Captured to the last packet handed to the kernel.
@@ -128,7 +134,13 @@ impl PeerTable {
     }
 
     pub(crate) fn viewers_of(&self, stream: &str) -> usize {
-        self.lock().values().filter(|p| p.connected && p.stream == stream).count()
+        self.lock().values().filter(|p| p.connected && p.received.is_none() && p.stream == stream).count()
+    }
+
+    /// Viewers of a stream, connected or not.
+    pub(crate) fn viewer_keys(&self, stream: &str) -> Vec<u64> {
+        let is_viewer = |info: &PeerInfo| info.received.is_none() && info.stream == stream;
+        self.lock().iter().filter(|(_, info)| is_viewer(info)).map(|(key, _)| *key).collect()
     }
 
     pub(crate) fn pending(&self) -> usize {

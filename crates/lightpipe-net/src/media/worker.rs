@@ -12,12 +12,13 @@ use lightpipe_media::{
     AccessUnit, AudioPacket, EventKind, EventLog, Histogram, MediaClock, MediaTime, Stream, Subscription,
 };
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
-use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, demux};
+use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, Publisher, demux};
 use mio::{Events, Interest, Poll, Token};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
 use super::inbox::{Command, Inbox, Pending, StreamOutlet};
+use super::publishers::Publishers;
 use super::routes::{Place, Registration, Routes};
 use super::socket::{MediaSocket, SendRun};
 use super::table::{EngineCounters, PeerTable, public_part};
@@ -62,6 +63,7 @@ pub(crate) struct Worker {
     inbox: Arc<Inbox>,
     shared: Arc<Shared>,
     peers: HashMap<u64, Slot>,
+    publishers: Publishers,
     by_address: HashMap<SocketAddr, u64>,
     fans: HashMap<String, Fan>,
     timers: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -131,6 +133,7 @@ impl Worker {
             inbox,
             shared,
             peers: HashMap::new(),
+            publishers: Publishers::default(),
             by_address: HashMap::new(),
             fans: HashMap::new(),
             timers: BinaryHeap::new(),
@@ -145,7 +148,7 @@ impl Worker {
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(8);
         let mut pending = Pending::default();
-        while !(self.stopping && self.peers.is_empty()) {
+        while !(self.stopping && self.peers.is_empty() && self.publishers.is_empty()) {
             let now = Instant::now();
             let next = self.timers.peek().map_or(self.stats_at, |Reverse((at, _))| (*at).min(self.stats_at));
             // What the last turn left in the socket announces itself no second time.
@@ -224,6 +227,22 @@ impl Worker {
             EngineCounters::add(if taken { &counters.datagrams_handed_over } else { &counters.datagrams_unknown }, 1);
             return;
         }
+        if self.publishers.has(place.key) {
+            let accepted = self.publish(place.key, |publisher, now| publisher.handle(now, from, to, bytes));
+            match accepted {
+                Some(Ok(())) if is_stun => {
+                    if let Some(registration) = self.publishers.registration(place.key) {
+                        if let Some(old) = registration.add_address(from) {
+                            self.by_address.remove(&old);
+                        }
+                        self.by_address.insert(from, place.key);
+                    }
+                }
+                Some(Err(PeerError::NotMine)) => EngineCounters::add(&self.shared.table.counters.datagrams_unknown, 1),
+                _ => {}
+            }
+            return;
+        }
         let accepted = self.turn(place.key, |peer, now| peer.handle(now, Input::Datagram { from, to, payload: bytes }));
         match accepted {
             Some(Ok(())) if is_stun => {
@@ -261,6 +280,35 @@ impl Worker {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Add(viewer) => self.add(*viewer),
+            Command::AddPublisher(publisher) => {
+                let key = publisher.key;
+                if self.stopping {
+                    publisher.refuse(&self.shared, DisconnectCause::Shutdown);
+                } else {
+                    self.publishers.add(*publisher);
+                    let _ = self.publish(key, |publisher, now| publisher.tick(now));
+                }
+            }
+            Command::Candidate { key, candidate } if self.publishers.has(key) => {
+                let _ = self.publish(key, |publisher, _| publisher.add_candidate(&candidate));
+            }
+            Command::Restart { key, remote, reply } if self.publishers.has(key) => {
+                let result = self.publish(key, |publisher, _| {
+                    publisher.restart_ice(&remote).map(|()| publisher.local_credentials())
+                });
+                if let Some(result) = result {
+                    if let (Ok(local), Some(registration)) = (&result, self.publishers.registration(key)) {
+                        registration.add_ufrag(local.ufrag.clone());
+                    }
+                    let _ = reply.send(result);
+                }
+            }
+            Command::Close { key, cause } if self.publishers.has(key) => {
+                let _ = self.publish(key, |publisher, now| {
+                    publisher.close(now, cause);
+                    Ok(())
+                });
+            }
             Command::Candidate { key, candidate } => {
                 let added = self.turn(key, |peer, _| peer.add_candidate(&candidate));
                 if let Some(Err(error)) = added {
@@ -300,8 +348,38 @@ impl Worker {
                         Ok(())
                     });
                 }
+                for key in self.publishers.keys() {
+                    let _ = self.publish(key, |publisher, now| {
+                        publisher.close(now, DisconnectCause::Shutdown);
+                        Ok(())
+                    });
+                }
             }
         }
+    }
+
+    /// One call on a publisher, then everything that it wants done: datagrams sent, media published.
+    fn publish<T>(
+        &mut self,
+        key: u64,
+        call: impl FnOnce(&mut Publisher, Instant) -> Result<T, PeerError>,
+    ) -> Option<Result<T, PeerError>> {
+        let (result, happened) =
+            self.publishers.turn(key, call, &mut self.socket, &mut self.run, &mut self.timers, &self.shared)?;
+        for event in happened {
+            match event {
+                PeerEvent::Connected => self.publishers.on_connected(key, &self.shared),
+                PeerEvent::Closed(cause) => {
+                    for address in self.publishers.remove(key, cause, &self.shared) {
+                        if self.by_address.get(&address) == Some(&key) {
+                            self.by_address.remove(&address);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        result
     }
 
     fn add(&mut self, viewer: Viewer) {
@@ -330,6 +408,9 @@ impl Worker {
         {
             self.timers.pop();
             // A peer that was called since then has a later entry.
+            if self.publishers.wakes_at(key, at) {
+                let _ = self.publish(key, |publisher, now| publisher.tick(now));
+            }
             if self.peers.get(&key).is_some_and(|slot| slot.wake_at == at) {
                 let _ = self.turn(key, |peer, now| peer.handle(now, Input::Tick));
             }
@@ -542,6 +623,7 @@ impl Worker {
                 fan.subscription.request_keyframe();
             }
         }
+        self.publishers.report(&self.shared);
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             let Some(slot) = self.peers.get(&key) else { continue };
             let counters: Counters = slot.viewer.peer.counters();

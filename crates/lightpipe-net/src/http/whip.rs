@@ -1,0 +1,370 @@
+//! WHIP (RFC 9725): POST publishes a stream, PATCH trickles or restarts ICE, DELETE ends it.
+//!
+//! A stream of a publisher outlives it for [`GRACE`]: its viewers keep their connections and see the new picture when the publisher
+//! comes back.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lightpipe_media::Stream;
+use lightpipe_media::stream::Health;
+use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, MAX_SDP_LEN, Offered};
+use lightpipe_signal::SdpFrag;
+use lightpipe_signal::whep::{self, Patch};
+
+use super::App;
+use super::problem::Problem;
+use super::whep::{add_ice_servers, host_candidate, text_body, text_header, urlencode};
+
+/// How long a stream waits for its publisher to come back.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Streams of publishers at a time.
+const MAX_STREAMS: usize = 64;
+
+/// What the API says of the origin of such a stream.
+pub(crate) const SOURCE: &str = "whip";
+
+/// How publishing is allowed.
+#[derive(Debug, Clone, Default)]
+pub struct PublishConfig {
+    /// Take publishers at all.
+    pub enabled: bool,
+    /// A second publisher of a name ends the first; otherwise it is refused.
+    pub takeover: bool,
+    /// Bearer token that publishers need; none where it is empty.
+    pub token: String,
+    /// Origins of foreign pages that may publish, such as `https://studio.example`.
+    pub origins: Vec<String>,
+}
+
+/// Open WHIP sessions by id.
+#[derive(Debug, Default)]
+pub(crate) struct Publications {
+    by_id: Mutex<HashMap<String, Session>>,
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    key: u64,
+    stream: String,
+    /// Names the current ICE session (RFC 9725 §4.3.1), with quotes.
+    etag: String,
+    remote_ufrag: String,
+    restarts: u32,
+}
+
+impl Publications {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str, stream: &str) -> Result<Session, Problem> {
+        self.lock().get(id).filter(|s| s.stream == stream).cloned().ok_or_else(|| {
+            Problem::new(StatusCode::NOT_FOUND, "no_such_session", "There is no such session; it may have ended.")
+        })
+    }
+
+    /// The publisher that a stream has now.
+    fn of_stream(&self, stream: &str) -> Option<u64> {
+        self.lock().values().find(|s| s.stream == stream).map(|s| s.key)
+    }
+}
+
+/// Publishing changes what others see, so unlike watching it is not open to every page and everybody.
+fn admit(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+    let config = &app.config.publish;
+    if !config.enabled {
+        return Err(Problem::new(StatusCode::FORBIDDEN, "publishing_disabled", "This server takes no publishers."));
+    }
+    if let Some(origin) = text_header(headers, header::ORIGIN) {
+        let own = text_header(headers, header::HOST).is_some_and(|host| {
+            origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(host)
+        });
+        if !own && !config.origins.iter().any(|listed| listed == origin) {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "foreign_origin",
+                "Pages of this origin may not publish here; publish.origins lists those that may.",
+            ));
+        }
+    }
+    let given = text_header(headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+    if !config.token.is_empty() && !given.is_some_and(|given| same(given.trim(), &config.token)) {
+        return Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "wrong_token",
+            "Publishing needs the server's token: Authorization: Bearer TOKEN.",
+        ));
+    }
+    Ok(())
+}
+
+/// Compares without telling by the time it takes how much was right.
+fn same(given: &str, expected: &str) -> bool {
+    given.len() == expected.len() && given.bytes().zip(expected.bytes()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
+
+/// `POST /whip/{stream}`.
+pub(crate) async fn create(
+    State(app): State<App>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    if !app.limiter.admit(from.ip(), Instant::now()) {
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            "Too many sessions were asked for from this address.",
+        ));
+    }
+    admit(&app, &headers)?;
+    let valid = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    if !valid {
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "bad_stream_name",
+            "A stream's name has 1 to 64 letters, digits, '_' or '-'.",
+        ));
+    }
+    whep::check_post(text_header(&headers, header::CONTENT_TYPE))?;
+    let offer = text_body(body, MAX_SDP_LEN).await?;
+    let remote_ufrag = whep::ice_ufrag(&offer).to_owned();
+    make_way(&app, &name).await?;
+    let existing = app.streams.find(&name);
+    let prefer = existing.as_ref().filter(|stream| stream.has_video()).map(|stream| stream.codec());
+    let publisher = {
+        let (app, name) = (app.clone(), name.clone());
+        // Key and certificate work: a few milliseconds that other requests should not wait for.
+        tokio::task::spawn_blocking(move || {
+            app.engine.add_publisher(&offer, prefer, |offered| stream_for(&app, &name, existing, offered))
+        })
+        .await
+        .map_err(|_| {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up.")
+        })??
+    };
+    let id = publisher.id;
+    let etag = format!("\"{id}-0\"");
+    let session = Session { key: publisher.key, stream: name.clone(), etag: etag.clone(), remote_ufrag, restarts: 0 };
+    app.publications.lock().insert(id.clone(), session);
+    tokio::spawn({
+        let (app, id, name) = (app.clone(), id.clone(), name.clone());
+        async move {
+            let _ = publisher.closed.await;
+            app.publications.lock().remove(&id);
+            tokio::time::sleep(GRACE).await;
+            forget(&app, &name);
+        }
+    });
+    let location = format!("/whip/{}/{id}", urlencode(&name));
+    let mut response = (
+        StatusCode::CREATED,
+        [(header::CONTENT_TYPE, whep::SDP.to_owned()), (header::LOCATION, location), (header::ETAG, etag)],
+        publisher.answer,
+    )
+        .into_response();
+    add_ice_servers(&app, &mut response);
+    Ok(response)
+}
+
+/// Refuses a second publisher of a name, or ends the first one.
+async fn make_way(app: &App, name: &str) -> Result<(), Problem> {
+    let taken = |cause, detail: &str| Err(Problem::new(StatusCode::CONFLICT, cause, detail));
+    if app.streams.all().iter().any(|entry| entry.stream.name() == name && entry.source != SOURCE) {
+        return taken("stream_has_a_source", "A stream of this name is fed by the server itself.");
+    }
+    let Some(key) = app.publications.of_stream(name) else { return Ok(()) };
+    if !app.config.publish.takeover {
+        return taken(
+            "already_published",
+            "This stream is being published already; publish.takeover would let you take it over.",
+        );
+    }
+    app.engine.close(key, DisconnectCause::TakenOver);
+    // The old publisher says goodbye within a quarter of a second, or is dropped.
+    let gone = async {
+        while app.publications.of_stream(name) == Some(key) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(2), gone).await.is_err() {
+        return taken("already_published", "The present publisher does not let go.");
+    }
+    Ok(())
+}
+
+/// The stream that a publisher feeds: the one that waits for it, where its viewers can decode what is offered now, or a new one.
+fn stream_for(app: &App, name: &str, existing: Option<Arc<Stream>>, offered: Offered) -> Result<Arc<Stream>, Problem> {
+    if let Some(stream) = existing {
+        let fits = stream.has_video().then(|| stream.codec()) == offered.video;
+        if fits {
+            if offered.audio {
+                stream.add_audio();
+            }
+            return Ok(stream);
+        }
+        end(app, &stream);
+    }
+    let published = app.streams.all().iter().filter(|entry| entry.source == SOURCE).count();
+    if published >= MAX_STREAMS {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_streams",
+            format!("{MAX_STREAMS} streams are published already."),
+        ));
+    }
+    let stream = Stream::new(name, offered.video.unwrap_or(lightpipe_media::VideoCodec::H264));
+    if offered.video.is_none() {
+        stream.without_video();
+    }
+    if offered.audio {
+        stream.add_audio();
+    }
+    app.streams
+        .add(Arc::clone(&stream), SOURCE)
+        .map_err(|taken| Problem::new(StatusCode::CONFLICT, "already_published", format!("{taken}.")))?;
+    Ok(stream)
+}
+
+/// Takes a stream off whose publisher did not come back.
+fn forget(app: &App, name: &str) {
+    if app.publications.of_stream(name).is_some() {
+        return;
+    }
+    let entry = app.streams.all().into_iter().find(|entry| entry.stream.name() == name && entry.source == SOURCE);
+    if let Some(entry) = entry.filter(|entry| matches!(entry.stream.health(), Health::Failed(_) | Health::Starting)) {
+        end(app, &entry.stream);
+    }
+}
+
+fn end(app: &App, stream: &Arc<Stream>) {
+    app.streams.remove(stream.name());
+    stream.close();
+    app.engine.close_viewers_of(stream.name(), DisconnectCause::StreamEnded);
+}
+
+/// `OPTIONS /whip/{stream}`, a CORS preflight or not.
+pub(crate) async fn options(State(app): State<App>, headers: HeaderMap) -> Response {
+    let mut response = (StatusCode::NO_CONTENT, [("accept-post", whep::SDP)]).into_response();
+    add_ice_servers(&app, &mut response);
+    let origin = text_header(&headers, header::ORIGIN).filter(|o| app.config.publish.origins.iter().any(|l| l == o));
+    if let Some(value) = origin.and_then(|origin| http::HeaderValue::from_str(origin).ok()) {
+        for (name, value) in [
+            (header::ACCESS_CONTROL_ALLOW_ORIGIN, value),
+            (header::ACCESS_CONTROL_ALLOW_METHODS, http::HeaderValue::from_static("POST, PATCH, DELETE, OPTIONS")),
+            (
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                http::HeaderValue::from_static("content-type, if-match, authorization"),
+            ),
+            (
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                http::HeaderValue::from_static("location, etag, link, retry-after"),
+            ),
+            (header::VARY, http::HeaderValue::from_static("origin")),
+        ] {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// GET and HEAD are reserved (RFC 9725 §4.1): success without content.
+pub(crate) async fn reserved() -> StatusCode {
+    StatusCode::NO_CONTENT
+}
+
+/// `PATCH /whip/{stream}/{session}`.
+pub(crate) async fn patch(
+    State(app): State<App>,
+    Path((stream, id)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let session = app.publications.find(&id, &stream)?;
+    let body = text_body(body, 64 << 10).await?;
+    let patch = whep::check_patch(
+        text_header(&headers, header::CONTENT_TYPE),
+        text_header(&headers, header::IF_MATCH),
+        &body,
+        &session.etag,
+        &session.remote_ufrag,
+    )?;
+    match patch {
+        Patch::Trickle(candidates) => {
+            trickle(&app, session.key, &candidates)?;
+            // Without an ETag: the ICE session is the same (RFC 9725 §4.3.2).
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        Patch::Restart { ufrag, pwd, candidates } => {
+            let local = app.engine.restart_ice(session.key, Credentials { ufrag: ufrag.clone(), pwd }).await?;
+            trickle(&app, session.key, &candidates)?;
+            let restarts = session.restarts + 1;
+            let etag = format!("\"{id}-{restarts}\"");
+            if let Some(entry) = app.publications.lock().get_mut(&id) {
+                entry.etag.clone_from(&etag);
+                entry.remote_ufrag = ufrag;
+                entry.restarts = restarts;
+            }
+            let ours: Vec<String> =
+                app.engine.addresses().iter().enumerate().map(|(n, a)| host_candidate(n, a)).collect();
+            let answer = SdpFrag::answer(&local.ufrag, &local.pwd, &ours);
+            Ok((StatusCode::OK, [(header::CONTENT_TYPE, whep::TRICKLE.to_owned()), (header::ETAG, etag)], answer)
+                .into_response())
+        }
+    }
+}
+
+fn trickle(app: &App, key: u64, candidates: &[String]) -> Result<(), Problem> {
+    for text in candidates {
+        let candidate = Candidate::parse(text)
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad_candidate", e.to_string()))?;
+        app.engine.add_candidate(key, candidate);
+    }
+    Ok(())
+}
+
+/// `DELETE /whip/{stream}/{session}`.
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Path((stream, id)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    let session = app.publications.find(&id, &stream)?;
+    app.publications.lock().remove(&id);
+    app.engine.close(session.key, DisconnectCause::SignallingClosed);
+    Ok(StatusCode::OK)
+}
+
+pub(crate) async fn wrong_method() -> Response {
+    let mut response = Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong_method",
+        "POST an offer to /whip/{stream}; PATCH and DELETE go to the session's own URL.",
+    )
+    .into_response();
+    response
+        .headers_mut()
+        .insert(header::ALLOW, http::HeaderValue::from_static("GET, HEAD, POST, PATCH, DELETE, OPTIONS"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_compared_whole() {
+        assert!(same("secret", "secret"));
+        for wrong in ["", "secre", "secret!", "Secret"] {
+            assert!(!same(wrong, "secret"), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Publishers of one media thread: what they send goes to their streams, what the streams want goes back.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lightpipe_media::stream::Health;
+use lightpipe_media::{EventKind, Stream};
+use lightpipe_rtc::{DisconnectCause, Output, PeerError, PeerEvent, Published, Publisher, demux};
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use super::routes::Registration;
+use super::socket::{MediaSocket, SendRun};
+use super::table::{EngineCounters, public_part};
+use super::worker::Shared;
+
+/// A publisher on its way to its thread.
+pub(crate) struct NewPublisher {
+    pub(crate) key: u64,
+    pub(crate) id: String,
+    pub(crate) publisher: Publisher,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) created: Instant,
+    pub(crate) registration: Registration,
+    /// Told the cause when the session ends.
+    pub(crate) closed: oneshot::Sender<DisconnectCause>,
+}
+
+impl NewPublisher {
+    /// Ends it before it began.
+    pub(crate) fn refuse(self, shared: &Shared, cause: DisconnectCause) {
+        shared.table.remove(self.key, cause.as_str());
+        let _ = self.closed.send(cause);
+    }
+}
+
+struct Slot {
+    new: NewPublisher,
+    wake_at: Instant,
+    connected: bool,
+    /// A picture or sound came.
+    live: bool,
+}
+
+/// The publishers of one thread, by key.
+#[derive(Default)]
+pub(crate) struct Publishers {
+    slots: HashMap<u64, Slot>,
+}
+
+/// What a turn gave: the call's result if it did not panic, and what happened.
+type Turn<T> = (Option<Result<T, PeerError>>, Vec<PeerEvent>);
+
+impl Publishers {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(crate) fn has(&self, key: u64) -> bool {
+        self.slots.contains_key(&key)
+    }
+
+    pub(crate) fn keys(&self) -> Vec<u64> {
+        self.slots.keys().copied().collect()
+    }
+
+    pub(crate) fn wakes_at(&self, key: u64, at: Instant) -> bool {
+        self.slots.get(&key).is_some_and(|slot| slot.wake_at == at)
+    }
+
+    pub(crate) fn registration(&mut self, key: u64) -> Option<&mut Registration> {
+        self.slots.get_mut(&key).map(|slot| &mut slot.new.registration)
+    }
+
+    pub(crate) fn add(&mut self, new: NewPublisher) {
+        let slot = Slot { wake_at: new.created, new, connected: false, live: false };
+        self.slots.insert(slot.new.key, slot);
+    }
+
+    /// One call on a publisher, then everything that it wants done. A panic ends the publisher, not the thread.
+    pub(crate) fn turn<T>(
+        &mut self,
+        key: u64,
+        call: impl FnOnce(&mut Publisher, Instant) -> Result<T, PeerError>,
+        socket: &mut MediaSocket,
+        run: &mut SendRun,
+        timers: &mut BinaryHeap<Reverse<(Instant, u64)>>,
+        shared: &Shared,
+    ) -> Option<Turn<T>> {
+        let slot = self.slots.get_mut(&key)?;
+        let mut happened = Vec::new();
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let now = Instant::now();
+            let result = call(&mut slot.new.publisher, now);
+            slot.drain(now, socket, run, &mut happened);
+            slot.publish(now, shared);
+            if slot.connected && slot.new.stream.demand(shared.clock.at(now)).keyframe {
+                slot.new.publisher.request_keyframe(now);
+                slot.drain(now, socket, run, &mut happened);
+            }
+            run.flush(socket);
+            result
+        }));
+        let result = match done {
+            Ok(result) => {
+                timers.push(Reverse((slot.wake_at, key)));
+                Some(result)
+            }
+            Err(_) => {
+                EngineCounters::add(&shared.table.counters.peer_panics, 1);
+                error!(peer = public_part(&slot.new.id), "a bug ended this publisher; the others go on");
+                happened.push(PeerEvent::Closed(DisconnectCause::Failed));
+                None
+            }
+        };
+        Some((result, happened))
+    }
+
+    pub(crate) fn on_connected(&mut self, key: u64, shared: &Shared) {
+        let Some(slot) = self.slots.get_mut(&key) else { return };
+        slot.connected = true;
+        let (id, stream) = (slot.new.id.clone(), slot.new.stream.name());
+        let took = slot.new.created.elapsed();
+        shared.table.update(key, |info| info.connected = true);
+        EngineCounters::add(&shared.table.counters.peers_connected, 1);
+        info!(target: "events::publisher_connected", peer = public_part(&id), stream, took_ms = took.as_millis() as u64);
+        shared.events.push(shared.clock.at(Instant::now()), stream, EventKind::PublisherConnected { peer: id, took });
+    }
+
+    /// Takes a publisher off; answers its addresses.
+    pub(crate) fn remove(&mut self, key: u64, cause: DisconnectCause, shared: &Shared) -> Vec<SocketAddr> {
+        let Some(Slot { new, .. }) = self.slots.remove(&key) else { return Vec::new() };
+        let stream = new.stream.name();
+        info!(target: "events::publisher_disconnected", peer = public_part(&new.id), stream, cause = cause.as_str());
+        new.stream.set_health(Health::Failed(format!("the publisher left: {}", cause.sentence())));
+        shared.events.push(
+            shared.clock.at(Instant::now()),
+            stream,
+            EventKind::PublisherDisconnected { peer: new.id.clone(), cause: cause.as_str() },
+        );
+        shared.table.remove(key, cause.as_str());
+        let addresses = new.registration.addresses().to_vec();
+        let _ = new.closed.send(cause);
+        addresses
+    }
+
+    /// Once a second: figures for the API.
+    pub(crate) fn report(&self, shared: &Shared) {
+        for (key, slot) in &self.slots {
+            let counters = slot.new.publisher.counters();
+            shared.table.update(*key, |info| info.received = Some(counters));
+        }
+    }
+}
+
+impl Slot {
+    fn drain(&mut self, now: Instant, socket: &mut MediaSocket, run: &mut SendRun, happened: &mut Vec<PeerEvent>) {
+        loop {
+            match self.new.publisher.poll(now) {
+                Output::Send { from, to, payload } => {
+                    if demux::is_stun(&payload) {
+                        self.new.registration.add_check(to);
+                    }
+                    run.push(socket, from, to, &payload);
+                }
+                Output::Event(event) => happened.push(event),
+                Output::WakeAt(at) => {
+                    self.wake_at = at.max(now);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Instant, shared: &Shared) {
+        while let Some(published) = self.new.publisher.take() {
+            if !std::mem::replace(&mut self.live, true) {
+                self.new.stream.set_health(Health::Live);
+                let at = shared.clock.at(now);
+                shared.events.push(at, self.new.stream.name(), EventKind::FirstFrameIngested);
+                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive);
+            }
+            match published {
+                Published::Picture(unit) => self.new.stream.publish(&unit),
+                Published::Sound(packet) => self.new.stream.publish_audio(&packet, None),
+            }
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Somebody who publishes to us: the receiving end of WHIP.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use lightpipe_media::audio::SAMPLE_RATE_HZ;
+use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
+use lightpipe_media::{AccessUnit, ArrivalClock, AudioPacket, MediaTime, Stages, TrackClock, VideoCodec};
+use str0m::media::{MediaKind, Mid};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::RtpPacket;
+use str0m::{IceConnectionState, IceCreds, Rtc};
+
+use crate::inbound::Inbound;
+use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError};
+use crate::peer::{Credentials, DisconnectCause, Output, PeerConfig, PeerError, PeerEvent};
+use crate::receiver::ReceiverCounters;
+
+/// Time for connectivity checks to find a path: of a new session, and after an ICE restart.
+const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// After this long without a working candidate pair the publisher is gone.
+const ICE_DISCONNECTED_LIMIT: Duration = Duration::from_secs(5);
+
+/// Time for the goodbye to leave.
+const CLOSE_DRAIN_LIMIT: Duration = Duration::from_millis(250);
+
+/// A hole in the sound over this ends a talk spurt.
+const AUDIO_GAP: Duration = Duration::from_millis(60);
+
+/// Frames of sound that wait to be taken; the caller takes them after every call.
+const MAX_AUDIO: usize = 64;
+
+/// What a publisher sends, for [`lightpipe_media::Stream`].
+#[derive(Debug, Clone)]
+pub enum Published {
+    /// One picture.
+    Picture(Arc<AccessUnit>),
+    /// One frame of sound.
+    Sound(Arc<AudioPacket>),
+}
+
+/// What a publisher offered and we took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offered {
+    /// Codec of its pictures.
+    pub video: Option<VideoCodec>,
+    /// It has sound, in Opus.
+    pub audio: bool,
+}
+
+/// One peer connection that receives pictures and sound. Same calling contract as [`crate::Peer`]; take what it published with [`Self::take`].
+pub struct Publisher {
+    rtc: Rtc,
+    config: PeerConfig,
+    offer: String,
+    offered: Offered,
+    video: Option<(Inbound, TrackClock)>,
+    audio: Option<Sound>,
+    wall: ArrivalClock,
+    candidates: usize,
+    created: Instant,
+    connected: bool,
+    path_deadline: Option<Instant>,
+    closing: Option<(DisconnectCause, Instant)>,
+    said_goodbye: bool,
+    closed: bool,
+    events: VecDeque<PeerEvent>,
+    published: VecDeque<Published>,
+}
+
+struct Sound {
+    mid: Mid,
+    clock: TrackClock,
+    next_seq_no: Option<u64>,
+    last: Option<MediaTime>,
+}
+
+impl std::fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").field("offered", &self.offered).finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// Answers the offer of somebody who wants to send. Of the video codecs in it that we carry the first is taken, or `prefer` where that is
+    /// among them: what viewers of the stream decode already.
+    pub fn answer(
+        config: PeerConfig,
+        offer: &str,
+        prefer: Option<VideoCodec>,
+        now: Instant,
+    ) -> Result<(Self, String), PeerError> {
+        let parsed = negotiate::parse_offer(offer)?;
+        let codec = negotiate::published_codec(offer, prefer);
+        let mut rtc_config = Rtc::builder()
+            .set_rtp_mode(true)
+            .set_dtls_cert(config.identity.certificate())
+            .set_stats_interval(None)
+            .clear_codecs()
+            .enable_opus(true, false);
+        // One codec only: the stream's viewers are told it before the first packet comes.
+        match codec {
+            Some(VideoCodec::Vp8) => rtc_config = rtc_config.enable_vp8(true),
+            Some(_) => {
+                let codecs = rtc_config.codec_config();
+                codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+                codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+            }
+            None => {}
+        }
+        let mut rtc = rtc_config.build(now);
+        for address in config.addresses.iter().filter(|a| negotiate::is_advertisable(a)) {
+            if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
+                rtc.add_local_candidate(candidate);
+            }
+        }
+        let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        let answer = answer.to_sdp_string();
+        let mids: Vec<Mid> =
+            answer.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect();
+        let receiving = |kind: MediaKind| {
+            mids.iter().copied().find(|mid| {
+                rtc.media(*mid)
+                    .is_some_and(|m| m.kind() == kind && m.direction().is_receiving() && !m.remote_pts().is_empty())
+            })
+        };
+        let video = codec.and_then(|codec| Some((Inbound::new(receiving(MediaKind::Video)?, codec), codec)));
+        let audio = receiving(MediaKind::Audio);
+        let offered = Offered { video: video.as_ref().map(|(_, codec)| *codec), audio: audio.is_some() };
+        if video.is_none() && audio.is_none() {
+            return Err(OfferError::NothingPublished { offered: negotiate::offered_video_codecs(offer) }.into());
+        }
+        let publisher = Self {
+            rtc,
+            candidates: offer.matches("a=candidate:").count(),
+            config,
+            offer: offer.to_owned(),
+            offered,
+            video: video.map(|(inbound, _)| (inbound, TrackClock::new(VIDEO_CLOCK_RATE_HZ))),
+            audio: audio.map(|mid| Sound {
+                mid,
+                clock: TrackClock::new(SAMPLE_RATE_HZ),
+                next_seq_no: None,
+                last: None,
+            }),
+            wall: ArrivalClock::default(),
+            created: now,
+            connected: false,
+            path_deadline: None,
+            closing: None,
+            said_goodbye: false,
+            closed: false,
+            events: VecDeque::new(),
+            published: VecDeque::new(),
+        };
+        Ok((publisher, answer))
+    }
+
+    /// What it publishes.
+    pub const fn offered(&self) -> Offered {
+        self.offered
+    }
+
+    /// What its video track counted.
+    pub fn counters(&self) -> ReceiverCounters {
+        self.video.as_ref().map(|(inbound, _)| inbound.counters).unwrap_or_default()
+    }
+
+    /// Whether ICE and DTLS are done.
+    pub const fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Asks the publisher for a keyframe.
+    pub fn request_keyframe(&mut self, now: Instant) {
+        if let Some((inbound, _)) = &mut self.video {
+            inbound.want_keyframe();
+            inbound.send_request(now, &mut self.rtc);
+        }
+    }
+
+    /// What it published since the last call, in order.
+    pub fn take(&mut self) -> Option<Published> {
+        self.published.pop_front()
+    }
+
+    /// Restarts ICE with the publisher's new credentials; ours are [`Self::local_credentials`] afterwards.
+    pub fn restart_ice(&mut self, remote: &Credentials) -> Result<(), PeerError> {
+        let offer = negotiate::with_credentials(&self.offer, &remote.ufrag, &remote.pwd);
+        let parsed = negotiate::parse_offer(&offer)?;
+        self.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        self.candidates = 0;
+        self.offer = offer;
+        Ok(())
+    }
+
+    /// Our current ICE credentials.
+    pub fn local_credentials(&mut self) -> Credentials {
+        let IceCreds { ufrag, pass } = self.rtc.direct_api().local_ice_credentials();
+        Credentials { ufrag, pwd: pass }
+    }
+
+    /// Adds a trickled candidate.
+    pub fn add_candidate(&mut self, candidate: &Candidate) -> Result<(), PeerError> {
+        if self.candidates >= MAX_CANDIDATES {
+            return Err(CandidateError::TooMany.into());
+        }
+        self.candidates += 1;
+        if let Candidate::Usable(text) = candidate {
+            let parsed =
+                str0m::Candidate::from_sdp_string(text).map_err(|_| CandidateError::Malformed(text.clone()))?;
+            self.rtc.add_remote_candidate(parsed);
+        }
+        Ok(())
+    }
+
+    /// Says goodbye and ends the session; [`PeerEvent::Closed`] comes when the goodbye is out.
+    pub fn close(&mut self, now: Instant, cause: DisconnectCause) {
+        if self.closing.is_some() || self.closed {
+            return;
+        }
+        if !self.rtc.is_connected() {
+            self.finish(cause);
+            return;
+        }
+        self.closing = Some((cause, now + CLOSE_DRAIN_LIMIT));
+    }
+
+    /// Takes a datagram. [`PeerError::NotMine`] is to be counted and ignored.
+    pub fn handle(&mut self, now: Instant, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<(), PeerError> {
+        if self.closed {
+            return Ok(());
+        }
+        let receive = Receive::new(Protocol::Udp, from, to, payload).map_err(|_| PeerError::NotMine)?;
+        let input = str0m::Input::Receive(now, receive);
+        if !self.rtc.accepts(&input) {
+            return Err(PeerError::NotMine);
+        }
+        self.engine(|rtc| rtc.handle_input(input))?;
+        self.check_limits(now);
+        Ok(())
+    }
+
+    /// Time has come.
+    pub fn tick(&mut self, now: Instant) -> Result<(), PeerError> {
+        if self.closed {
+            return Ok(());
+        }
+        if let Some((inbound, _)) = &mut self.video {
+            inbound.release(now);
+            inbound.send_request(now, &mut self.rtc);
+        }
+        self.give_out(now);
+        self.engine(|rtc| rtc.handle_input(str0m::Input::Timeout(now)))?;
+        self.check_limits(now);
+        Ok(())
+    }
+
+    /// What to do next. Call until it answers [`Output::WakeAt`].
+    pub fn poll(&mut self, now: Instant) -> Output {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Output::Event(event);
+            }
+            if self.closed {
+                return Output::WakeAt(now + Duration::from_secs(3600));
+            }
+            match self.rtc.poll_output() {
+                Ok(str0m::Output::Transmit(t)) => {
+                    return Output::Send { from: t.source, to: t.destination, payload: t.contents.into() };
+                }
+                Ok(str0m::Output::Event(event)) => self.on_event(now, event),
+                Ok(str0m::Output::Timeout(at)) => {
+                    if let Some((cause, _)) = self.closing
+                        && !std::mem::replace(&mut self.said_goodbye, true)
+                    {
+                        if self.rtc.close().is_err() {
+                            self.finish(cause);
+                        }
+                        continue;
+                    }
+                    if !self.rtc.is_alive() {
+                        let cause = self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause);
+                        self.finish(cause);
+                        continue;
+                    }
+                    let gap = self.video.as_ref().and_then(|(inbound, _)| inbound.wake_at());
+                    let limits = [gap, self.closing.map(|(_, limit)| limit), self.path_deadline];
+                    let connect = (!self.connected).then(|| self.created + ICE_CONNECT_LIMIT);
+                    return Output::WakeAt(limits.into_iter().flatten().chain(connect).fold(at, Instant::min));
+                }
+                Err(_) => self.finish(self.closing.map_or(DisconnectCause::Failed, |(cause, _)| cause)),
+            }
+        }
+    }
+
+    fn check_limits(&mut self, now: Instant) {
+        if let Some((cause, limit)) = self.closing {
+            if now >= limit {
+                self.finish(cause);
+            }
+        } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
+            self.finish(DisconnectCause::IceNeverConnected);
+        } else if self.connected && self.path_deadline.is_some_and(|deadline| now >= deadline) {
+            self.finish(DisconnectCause::IceTimeout);
+        }
+    }
+
+    fn engine(&mut self, call: impl FnOnce(&mut Rtc) -> Result<(), str0m::RtcError>) -> Result<(), PeerError> {
+        call(&mut self.rtc).map_err(|error| {
+            self.finish(DisconnectCause::Failed);
+            error.into()
+        })
+    }
+
+    fn finish(&mut self, cause: DisconnectCause) {
+        if !std::mem::replace(&mut self.closed, true) {
+            self.events.push_back(PeerEvent::Closed(cause));
+            self.rtc.disconnect();
+        }
+    }
+
+    fn on_event(&mut self, now: Instant, event: str0m::Event) {
+        match event {
+            str0m::Event::Connected if !self.connected => {
+                self.connected = true;
+                self.events.push_back(PeerEvent::Connected);
+            }
+            str0m::Event::IceConnectionStateChange(state) => {
+                let limit = match state {
+                    IceConnectionState::Connected | IceConnectionState::Completed => {
+                        self.path_deadline = None;
+                        return;
+                    }
+                    IceConnectionState::Disconnected if self.connected => ICE_DISCONNECTED_LIMIT,
+                    _ => ICE_CONNECT_LIMIT,
+                };
+                let deadline = now + limit;
+                self.path_deadline = Some(self.path_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+            }
+            str0m::Event::Closed => {
+                self.finish(self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause));
+            }
+            str0m::Event::RtpPacket(packet) => self.on_packet(now, packet),
+            _ => {}
+        }
+    }
+
+    fn on_packet(&mut self, now: Instant, packet: RtpPacket) {
+        let mid = self.rtc.direct_api().stream_rx(&packet.header.ssrc).map(|stream| stream.mid());
+        let report = packet.last_sender_info.and_then(|info| {
+            let wall = info.ntp_time.duration_since(UNIX_EPOCH).ok()?;
+            Some((info.rtp_time.numer(), i64::try_from(wall.as_micros()).ok()?))
+        });
+        if let Some(sound) = self.audio.as_mut().filter(|sound| Some(sound.mid) == mid) {
+            // Late is lost: what comes after it was given out already.
+            let seq_no = *packet.seq_no;
+            if packet.payload.is_empty() || sound.next_seq_no.is_some_and(|next| seq_no < next) {
+                return;
+            }
+            sound.next_seq_no = Some(seq_no + 1);
+            if let Some((rtp, wall)) = report {
+                sound.clock.report(rtp, wall);
+            }
+            let at = self.config.clock.at(now);
+            let captured = sound.clock.capture(packet.time.numer(), at, &mut self.wall);
+            let duration = lightpipe_media::audio::opus_duration(&packet.payload);
+            let expected = sound.last.replace(captured + duration);
+            let packet = AudioPacket {
+                data: packet.payload,
+                captured,
+                duration,
+                encoded: at,
+                starts_talkspurt: expected.is_none_or(|expected| captured.since(expected) > AUDIO_GAP),
+            };
+            if self.published.len() < MAX_AUDIO {
+                self.published.push_back(Published::Sound(Arc::new(packet)));
+            }
+            return;
+        }
+        if let Some((inbound, clock)) = self.video.as_mut().filter(|_| mid.is_some()) {
+            if let Some((rtp, wall)) = report {
+                clock.report(rtp, wall);
+            }
+            inbound.push(now, packet);
+            inbound.send_request(now, &mut self.rtc);
+            self.give_out(now);
+        }
+    }
+
+    fn give_out(&mut self, now: Instant) {
+        let (Some((inbound, clock)), Some(codec)) = (&mut self.video, self.offered.video) else { return };
+        while let Some(picture) = inbound.pictures.pop_front() {
+            let Some(size) = picture.size else { continue };
+            let media_clock = &self.config.clock;
+            let captured = clock.capture(picture.rtp_time, media_clock.at(picture.began), &mut self.wall);
+            let stages = Stages::all_at(media_clock.at(now).max(captured));
+            let unit = AccessUnit::new(codec, picture.data, captured, picture.keyframe, size, stages);
+            self.published.push_back(Published::Picture(Arc::new(unit)));
+        }
+    }
+}
