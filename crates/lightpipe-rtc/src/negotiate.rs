@@ -351,6 +351,27 @@ mod tests {
     }
 
     #[test]
+    fn the_publishers_first_codec_that_we_carry_is_taken() {
+        let line = |text: &str| format!("v=0\r\nm=audio 9 x 111\r\na=rtpmap:111 opus/48000/2\r\n{text}");
+        let check =
+            |text: &str, prefer, expected| assert_eq!(published_codec(&line(text), prefer), expected, "{text:?}");
+        let vp8 = "a=rtpmap:96 VP8/90000\r\n";
+        let h264 = "a=rtpmap:97 H264/90000\r\na=fmtp:97 packetization-mode=1;profile-level-id=42e01f\r\n";
+        let both = format!("m=video 9 x 98 96 97\r\na=rtpmap:98 AV1/90000\r\n{vp8}{h264}");
+        check(&both, None, Some(VideoCodec::Vp8));
+        check(&both, Some(VideoCodec::H264), Some(VideoCodec::H264));
+        check(&format!("m=video 9 x 97 96\r\n{vp8}{h264}"), None, Some(VideoCodec::H264));
+        check(&format!("m=video 9 x 96\r\n{vp8}"), Some(VideoCodec::H264), Some(VideoCodec::Vp8));
+        check(&format!("m=video 9 x 96\r\na=recvonly\r\n{vp8}"), None, None);
+        let high =
+            "m=video 9 x 97\r\na=rtpmap:97 H264/90000\r\na=fmtp:97 packetization-mode=1;profile-level-id=640c1f\r\n";
+        check(high, None, None);
+        let mode0 = "m=video 9 x 97\r\na=rtpmap:97 H264/90000\r\na=fmtp:97 profile-level-id=42e01f\r\n";
+        check(mode0, None, None);
+        check("", None, None);
+    }
+
+    #[test]
     fn restart_fragments_become_whole_offers() {
         let offer =
             "v=0\r\na=ice-ufrag:old\r\na=ice-pwd:oldpwd\r\na=candidate:1 1 udp 1 192.0.2.1 1 typ host\r\nm=x\r\n";

@@ -5,8 +5,25 @@ use std::time::Duration;
 use lightpipe_browser::{Browser, Kind, Options, Page};
 
 use crate::lab::browser::{PLAYER, inbound, wait_decoded, watch};
-use crate::lab::{PATIENCE, Server, chromium, quiet, serve, until};
+use crate::lab::{PATIENCE, Server, chromium, quiet, serve, shared, until};
 
+const SDP: (&str, &str) = ("Content-Type", "application/sdp");
+const FRAG: (&str, &str) = ("Content-Type", "application/trickle-ice-sdpfrag");
+const CANDIDATE: &str = "a=mid:0\r\na=candidate:1 1 udp 2130706431 127.0.0.1 50000 typ host\r\n";
+
+/// What an encoder offers: H.264 and Opus, to be sent.
+fn offer() -> String {
+    let common = "c=IN IP4 0.0.0.0\r\na=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdefghijklmn\r\na=fingerprint:sha-256 \
+        00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF\r\na=setup:actpass\r\n\
+        a=sendonly\r\na=rtcp-mux\r\n";
+    format!(
+        "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n\
+         m=video 9 UDP/TLS/RTP/SAVPF 96 97\r\n{common}a=mid:0\r\na=rtpmap:96 H264/90000\r\n\
+         a=fmtp:96 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f\r\na=rtcp-fb:96 nack pli\r\n\
+         a=rtpmap:97 VP8/90000\r\na=ssrc:11 cname:x\r\n\
+         m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n{common}a=mid:1\r\na=rtpmap:111 opus/48000/2\r\na=ssrc:12 cname:x\r\n"
+    )
+}
 async fn with_camera(kind: Kind) -> Browser {
     let options = Options::default().with_fake_media_devices(true).with_command_timeout(Duration::from_secs(60));
     let options = options
@@ -82,4 +99,107 @@ async fn chromium_publishes_vp8() {
 #[tokio::test(flavor = "multi_thread")]
 async fn firefox_publishes_vp8() {
     is_seen_and_heard(Kind::Firefox, "", "vp8").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_answered_trickled_restarted_and_ended() {
+    let _machine = shared().await;
+    let server = serve(&["cube"]).start();
+    let created = server.request("POST", "/whip/live", &[SDP], offer().as_bytes());
+    assert_eq!((created.status, created.header("content-type")), (201, "application/sdp"), "{}", created.body);
+    let (session, etag) = (created.header("location").to_owned(), created.header("etag").to_owned());
+    assert!(session.starts_with("/whip/live/") && etag.starts_with('"') && etag.ends_with('"'), "{session} {etag}");
+    for expected in
+        ["a=group:BUNDLE 0 1", "a=recvonly", "a=rtpmap:96 H264/90000", "a=rtpmap:111 opus/48000/2", "a=candidate:"]
+    {
+        assert!(created.body.contains(expected), "{expected} in {}", created.body);
+    }
+    assert!(!created.body.contains("VP8") && !created.body.contains("m=video 0"), "one codec: {}", created.body);
+
+    let patch = |headers: &[(&str, &str)], body: &str| server.request("PATCH", &session, headers, body.as_bytes());
+    let trickled = patch(&[FRAG, ("If-Match", &etag)], CANDIDATE);
+    assert_eq!((trickled.status, trickled.header("etag")), (204, ""), "the ICE session is the same");
+    for (headers, body, status, cause) in [
+        (&[FRAG, ("If-Match", "\"stale\"")][..], CANDIDATE, 412, "stale_etag"),
+        (&[FRAG][..], CANDIDATE, 428, "if_match_missing"),
+        (&[SDP, ("If-Match", &etag)][..], CANDIDATE, 415, "wrong_content_type"),
+        (&[FRAG, ("If-Match", &etag)][..], "this is no fragment", 400, "bad_sdpfrag"),
+    ] {
+        assert_eq!(patch(headers, body).problem(), (status, cause.to_owned()), "{body}");
+    }
+    let restart = "a=ice-ufrag:efgh\r\na=ice-pwd:nmlkjihgfedcba9876543210\r\n";
+    let restarted = patch(&[FRAG, ("If-Match", "*")], restart);
+    assert_eq!(restarted.status, 200, "{}", restarted.body);
+    assert!(restarted.body.contains("a=ice-ufrag:") && restarted.header("etag") != etag, "{}", restarted.body);
+    assert_eq!(patch(&[FRAG, ("If-Match", &etag)], CANDIDATE).status, 412, "the old ICE session is no more");
+
+    for (method, path) in [("GET", session.as_str()), ("HEAD", &session), ("GET", "/whip/live")] {
+        let reserved = server.request(method, path, &[], b"");
+        assert_eq!((reserved.status, reserved.body.as_str()), (204, ""), "{method} {path}");
+    }
+    let options = server.request("OPTIONS", "/whip/live", &[], b"");
+    assert_eq!((options.status, options.header("accept-post")), (204, "application/sdp"));
+    assert!(server.request("PUT", &session, &[], b"").header("allow").contains("DELETE"));
+
+    assert_eq!(
+        server.request("POST", "/whip/live", &[SDP], offer().as_bytes()).problem(),
+        (409, "already_published".into())
+    );
+    assert_eq!(server.request("DELETE", &session, &[], b"").status, 200);
+    assert_eq!(server.request("DELETE", &session, &[], b"").problem(), (404, "no_such_session".into()));
+    let again = server.request("POST", "/whip/live", &[SDP], offer().as_bytes());
+    assert_eq!(again.status, 201, "the name is free again: {}", again.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_published_is_refused_with_a_cause() {
+    let _machine = shared().await;
+    let server = serve(&["cube"]).unlimited().start();
+    let send_nothing = offer().replace("a=sendonly", "a=recvonly");
+    let strange = offer().replace("H264", "H265").replace("VP8", "AV2").replace("opus/48000/2", "speex/8000");
+    let padding = format!("{}{}", offer(), "a=x\r\n".repeat(20_000));
+    for (path, headers, body, status, cause) in [
+        ("/whip/cube", &[SDP][..], offer(), 409, "stream_has_a_source"),
+        ("/whip/a.b", &[SDP][..], offer(), 404, "bad_stream_name"),
+        ("/whip/live", &[][..], offer(), 415, "wrong_content_type"),
+        ("/whip/live", &[("Content-Type", "application/json")][..], offer(), 415, "wrong_content_type"),
+        ("/whip/live", &[SDP][..], "v=0".to_owned(), 400, "bad_offer"),
+        ("/whip/live", &[SDP][..], String::new(), 400, "bad_offer"),
+        ("/whip/live", &[SDP][..], send_nothing, 422, "nothing_to_publish"),
+        ("/whip/live", &[SDP][..], strange, 422, "nothing_to_publish"),
+        ("/whip/live", &[SDP][..], padding, 413, "body_too_large"),
+        ("/whip/live", &[SDP, ("Origin", "https://elsewhere.example")][..], offer(), 403, "foreign_origin"),
+    ] {
+        let answer = server.request("POST", path, headers, body.as_bytes());
+        assert_eq!(answer.problem(), (status, cause.to_owned()), "{path}: {}", answer.body);
+    }
+    assert!(server.peers().is_empty());
+    assert_eq!(server.get("/api/v1/streams").json()["streams"].as_array().unwrap().len(), 1, "nothing stays behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_origins_and_takeover_are_the_operators_choice() {
+    let _machine = shared().await;
+    let server = serve(&["cube"])
+        .env("LIGHTPIPE_PUBLISH_TOKEN", "s3cret")
+        .env("LIGHTPIPE_PUBLISH_TAKEOVER", "true")
+        .env("LIGHTPIPE_PUBLISH_ORIGINS", "https://studio.example")
+        .start();
+    let post = |headers: &[(&str, &str)]| server.request("POST", "/whip/live", headers, offer().as_bytes());
+    for wrong in [&[SDP][..], &[SDP, ("Authorization", "Bearer wrong")], &[SDP, ("Authorization", "s3cret")]] {
+        let refused = post(wrong);
+        assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"));
+    }
+    let right = ("Authorization", "Bearer s3cret");
+    let origin = ("Origin", "https://studio.example");
+    let first = post(&[SDP, right, origin]);
+    assert_eq!(first.status, 201, "{}", first.body);
+    let preflight = server.request("OPTIONS", "/whip/live", &[origin], b"");
+    assert_eq!(preflight.header("access-control-allow-origin"), "https://studio.example");
+    let foreign = server.request("OPTIONS", "/whip/live", &[("Origin", "https://other.example")], b"");
+    assert_eq!(foreign.header("access-control-allow-origin"), "");
+    assert_eq!(post(&[SDP, right]).status, 201, "the second takes over");
+    let gone = server.request("DELETE", first.header("location"), &[], b"");
+    assert_eq!(gone.problem(), (404, "no_such_session".into()));
+    assert!(!server.stderr().contains("s3cret"), "secrets stay out of logs");
 }
