@@ -10,9 +10,13 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fastrand::Rng;
 use lightpipe_media::packetize::{self, Depacketizer};
-use lightpipe_media::{FramePool, MediaClock, MediaTime, PixelFormat, Size, VideoFrame, annexb, h264, nut, timecode};
+use lightpipe_media::vp8::{self, Vp8Depacketizer};
+use lightpipe_media::{
+    ArrivalClock, FramePool, MediaClock, MediaTime, PixelFormat, Size, TrackClock, VideoFrame, annexb, h264, nut,
+    timecode,
+};
 use lightpipe_rtc::control::FromPage;
-use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Tracks, demux};
+use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Publisher, Tracks, demux};
 use lightpipe_signal::{ClientMessage, SdpFrag, whep};
 
 /// One parser under test.
@@ -35,6 +39,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sdpfrag", run: sdpfrag, seeds: sdpfrag_seeds },
     Target { name: "message", run: message, seeds: message_seeds },
     Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
+    Target { name: "publish", run: publish, seeds: offer_seeds },
+    Target { name: "vp8", run: vp8, seeds: vp8_seeds },
+    Target { name: "opus", run: opus, seeds: opus_seeds },
     Target { name: "sps", run: sps, seeds: sps_seeds },
     Target { name: "datagram", run: datagram, seeds: datagram_seeds },
     Target { name: "timecode", run: timecode, seeds: timecode_seeds },
@@ -157,6 +164,70 @@ fn offer(bytes: &[u8]) {
     let credentials = peer.local_credentials();
     _ = peer.restart_ice(&credentials);
     drain(&mut peer, *now);
+}
+
+/// The offer of somebody who publishes.
+fn publish(bytes: &[u8]) {
+    let (config, now) = &*CONFIG;
+    // The seeds want to receive; whoever publishes sends.
+    let offer = text(bytes).replace("a=recvonly", "a=sendonly");
+    let Ok((mut publisher, answer)) = Publisher::answer(config.clone(), &offer, None, *now) else { return };
+    assert!(answer.ends_with("\r\n"));
+    _ = publisher.tick(*now);
+    let outputs = (0..10_000).take_while(|_| !matches!(publisher.poll(*now), Output::WakeAt(_))).count();
+    assert!(outputs < 10_000, "a publisher without an end of outputs");
+    let credentials = publisher.local_credentials();
+    _ = publisher.restart_ice(&credentials);
+}
+
+/// RTP payloads, each behind its length; a length of zero ends the frame.
+fn vp8(bytes: &[u8]) {
+    let mut depacketizer = Vp8Depacketizer::default();
+    let mut rest = bytes;
+    while let Some((len, after)) = rest.split_first() {
+        let (payload, after) = after.split_at(usize::from(*len).min(after.len()));
+        rest = after;
+        if *len > 0 {
+            if depacketizer.push(payload).is_err() {
+                depacketizer.reset();
+            }
+            continue;
+        }
+        let frame = depacketizer.take();
+        _ = vp8::size_of(&frame);
+        if !frame.is_empty() {
+            for payload in vp8::packetize(&frame, 100).iter() {
+                assert!(payload.len() <= 100);
+                depacketizer.push(payload).expect("our own payloads");
+            }
+            assert_eq!(depacketizer.take(), frame);
+        }
+    }
+}
+
+fn vp8_seeds() -> Vec<Vec<u8>> {
+    let keyframe = [0x10, 2, 0, 0x9d, 1, 0x2a, 0x80, 2, 0x68, 1, 7, 7];
+    let one = [&[13, 0x10][..], &keyframe, &[0]].concat();
+    let extended = [&[17, 0x90, 0xf0, 0x91, 0x22, 1][..], &keyframe, &[2, 0x00, 9, 0]].concat();
+    vec![one, extended]
+}
+
+/// How long a packet of Opus is, and times of a clock that is not ours.
+fn opus(bytes: &[u8]) {
+    let duration = lightpipe_media::audio::opus_duration(bytes);
+    assert!(duration > Duration::ZERO && duration <= Duration::from_millis(120));
+    let (mut track, mut wall) = (TrackClock::new(48_000), ArrivalClock::default());
+    for chunk in bytes.chunks_exact(9) {
+        let time = u64::from_le_bytes(chunk[1..].try_into().expect("eight bytes"));
+        match chunk[0] & 1 {
+            0 => _ = track.capture(time >> 20, MediaTime::from_micros((time >> 24) as i64), &mut wall),
+            _ => track.report(time >> 20, (time >> 12) as i64),
+        }
+    }
+}
+
+fn opus_seeds() -> Vec<Vec<u8>> {
+    vec![vec![0xfc, 1, 2, 3], (0..90).collect(), vec![0xfb, 3, 0]]
 }
 
 fn drain(peer: &mut Peer, now: Instant) {
