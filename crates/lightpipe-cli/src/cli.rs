@@ -13,8 +13,23 @@ const EXAMPLES: &str = "Examples:
   my-renderer | lightpipe --source -            raw RGBA pictures from a pipe
   lightpipe --source 'ffmpeg:-re -i film.mp4'   anything that FFmpeg reads
   lightpipe bench latency                       how old is the picture in a real browser?
+  lightpipe check-whep https://host/whep/cam    does that server keep to the protocol?
 
 Exit codes: 0 done; 1 a check found something wrong; 2 wrong flags, file or environment; 3 it could not be done.";
+
+const CHECK_WHIP_EXAMPLES: &str = "Examples:
+  lightpipe check-whip https://media.example/whip/cam --token SECRET
+  lightpipe check-whip http://127.0.0.1:8889/cam/whip --json
+
+Publishes nothing, but makes and ends a few sessions: choose a stream that nobody publishes to. docs/conformance.md
+explains the rows. Exit codes: 0 every rule that applies is kept; 1 a rule is broken; 3 the server cannot be reached.";
+
+const CHECK_WHEP_EXAMPLES: &str = "Examples:
+  lightpipe check-whep http://127.0.0.1:8080/whep/cube
+  lightpipe check-whep https://media.example/whep/cam --token SECRET --json
+
+Choose a stream that is live: the last row waits for a picture. docs/conformance.md explains the rows.
+Exit codes: 0 every rule that applies is kept; 1 a rule is broken; 3 the server cannot be reached.";
 
 /// Live video from any program into any browser, in well under 100 ms.
 #[derive(Debug, Parser)]
@@ -35,6 +50,12 @@ pub(crate) enum Command {
     Devices(DevicesFlags),
     /// Check ports, encoders, FFmpeg and clock, and say how to fix what is wrong.
     Doctor(DoctorFlags),
+    /// Check any WHIP server against RFC 9725, row by row.
+    #[command(after_help = CHECK_WHIP_EXAMPLES)]
+    CheckWhip(CheckFlags),
+    /// Check any WHEP server against draft-ietf-wish-whep-03, row by row, up to a received picture.
+    #[command(after_help = CHECK_WHEP_EXAMPLES)]
+    CheckWhep(CheckFlags),
     /// Measure latency or fan-out on this machine.
     #[command(subcommand)]
     Bench(Bench),
@@ -116,6 +137,29 @@ pub(crate) struct DoctorFlags {
     /// The FFmpeg program
     #[arg(long, default_value = "ffmpeg")]
     pub(crate) ffmpeg: String,
+}
+
+/// Flags of `check-whip` and `check-whep`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckFlags {
+    /// The endpoint, where offers are posted
+    #[arg(value_parser = endpoint)]
+    pub(crate) url: http::Uri,
+    /// Bearer token; with one, refusals of a wrong and of no token are checked, too
+    #[arg(long)]
+    pub(crate) token: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// An http or https URL, complete.
+fn endpoint(text: &str) -> Result<http::Uri, String> {
+    let url: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match url.scheme_str() {
+        Some("http" | "https") if url.host().is_some_and(|host| !host.is_empty()) => Ok(url),
+        _ => Err("an endpoint begins with http:// or https://".into()),
+    }
 }
 
 /// What to measure.
@@ -240,6 +284,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn endpoints_are_complete_urls() {
+        for (text, good) in [
+            ("http://127.0.0.1:8080/whep/cube", true),
+            ("https://[::1]/whip?key=1", true),
+            ("HTTPS://media.example/x", true),
+            ("127.0.0.1:8080", false),
+            ("/whep/cube", false),
+            ("ftp://media.example/x", false),
+            ("", false),
+        ] {
+            assert_eq!(endpoint(text).is_ok(), good, "{text:?}");
+        }
     }
 
     #[test]

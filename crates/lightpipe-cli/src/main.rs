@@ -1,6 +1,7 @@
 //! The lightpipe program: flags, file, environment, logging, exit codes.
 
 mod bench;
+mod check;
 mod cli;
 mod devices;
 mod doctor;
@@ -31,6 +32,8 @@ fn main() -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(&flags),
         Some(Command::Devices(flags)) => devices::run(&flags),
         Some(Command::Doctor(flags)) => doctor::run(&flags),
+        Some(Command::CheckWhip(flags)) => check::whip(&flags),
+        Some(Command::CheckWhep(flags)) => check::whep(&flags),
         Some(Command::Bench(bench)) => bench::run(&bench),
         Some(Command::Completions { shell }) => cli::completions(shell),
     };

@@ -42,3 +42,13 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) {
         print(row);
     }
 }
+
+/// Columns of text, aligned to the left. The last one is as wide as it likes.
+pub(crate) fn text_table<const N: usize>(header: &[&str; N], rows: &[[&str; N]]) {
+    let all = || std::iter::once(header).chain(rows);
+    let widths: [usize; N] = std::array::from_fn(|at| all().map(|row| row[at].chars().count()).max().unwrap_or(0));
+    for row in all() {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
