@@ -96,12 +96,14 @@ async fn bad_offers_are_refused_by_name_and_nobody_else_is_disturbed() {
 
     check(&post("/whep/pattern", &[("Content-Type", "application/json")], b"{}"), 415, "wrong_content_type");
     check(&post("/whep/pattern", &[], offer("H264").as_bytes()), 415, "wrong_content_type");
-    for method in ["GET", "PUT", "PATCH", "DELETE"] {
+    for method in ["PUT", "PATCH", "DELETE"] {
         check(&server.request(method, "/whep/pattern", &[], b""), 405, "wrong_method");
     }
-    for method in ["GET", "POST", "PUT"] {
+    for method in ["POST", "PUT"] {
         check(&server.request(method, "/whep/pattern/abc", &[], b""), 405, "wrong_method");
     }
+    check(&server.get("/whep/nobody"), 404, "no_such_stream");
+    check(&server.get("/whep/pattern/abc"), 404, "no_such_session");
     check(&server.get("/nothing/here"), 404, "no_such_page");
     check(&server.get("/assets/../Cargo.toml"), 404, "no_such_file");
     assert_eq!(server.get("/watch/nobody").status, 404);

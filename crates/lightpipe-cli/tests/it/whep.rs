@@ -18,7 +18,7 @@ async fn a_session_trickles_refuses_what_is_stale_and_ends_once() {
     let patch = |headers: &[(&str, &str)], body: &str| server.request("PATCH", session, headers, body.as_bytes());
 
     let trickled = patch(&[FRAG, ("If-Match", etag)], CANDIDATE);
-    assert_eq!((trickled.status, trickled.body.as_str(), trickled.header("etag")), (204, "", etag));
+    assert_eq!((trickled.status, trickled.body.as_str(), trickled.header("etag")), (204, "", ""));
     let mdns = "a=candidate:1 1 udp 1 0c6a9ba0-1111.local 50000 typ host\r\na=end-of-candidates\r\n";
     assert_eq!(patch(&[FRAG, ("If-Match", etag)], mdns).status, 204, "ignored quietly");
     for (headers, body, status, cause) in [

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
-use axum::routing::{any, get, post};
+use axum::routing::{any, get};
 use lightpipe_signal::Rooms;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -140,10 +140,17 @@ impl HttpServer {
 
 fn router(app: App) -> Router {
     let public = Router::new()
-        .route("/whep/{stream}", post(whep::create).options(whep::options).fallback(whep::wrong_method))
+        .route(
+            "/whep/{stream}",
+            get(whep::endpoint).post(whep::create).options(whep::options).fallback(whep::wrong_method),
+        )
         .route(
             "/whep/{stream}/{session}",
-            axum::routing::patch(whep::patch).delete(whep::delete).options(whep::options).fallback(whep::wrong_method),
+            get(whep::session)
+                .patch(whep::patch)
+                .delete(whep::delete)
+                .options(whep::options)
+                .fallback(whep::wrong_method),
         )
         .route("/player.js", get(pages::player))
         .layer(axum::middleware::map_response(open_to_foreign_pages));

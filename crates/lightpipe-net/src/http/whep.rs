@@ -116,11 +116,28 @@ pub(crate) async fn create(
     Ok(response)
 }
 
-/// `OPTIONS /whep/{stream}` that is no CORS preflight.
-pub(crate) async fn options(State(app): State<App>) -> Response {
+/// `OPTIONS`. A CORS preflight is told no ICE servers: TURN passwords are for whoever posts an offer (RFC 9725 §4.6).
+pub(crate) async fn options(State(app): State<App>, headers: HeaderMap) -> Response {
     let mut response = (StatusCode::NO_CONTENT, [("accept-post", whep::SDP)]).into_response();
-    add_ice_servers(&app, &mut response);
+    if !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        add_ice_servers(&app, &mut response);
+    }
     response
+}
+
+/// `GET` and `HEAD` of an endpoint, which has no representation: success without content (draft §4.1).
+pub(crate) async fn endpoint(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    app.streams.find(&name).ok_or_else(|| Problem::no_such_stream(&name, &app.streams.names()))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The same of a session.
+pub(crate) async fn session(
+    State(app): State<App>,
+    Path((stream, id)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    app.sessions.find(&id, &stream)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `PATCH /whep/{stream}/{session}`.
@@ -142,7 +159,8 @@ pub(crate) async fn patch(
     match patch {
         Patch::Trickle(candidates) => {
             trickle(&app, session.key, &candidates)?;
-            Ok((StatusCode::NO_CONTENT, [(header::ETAG, session.etag)]).into_response())
+            // Without an ETag, which only a restart changes (draft §4.4.2).
+            Ok(StatusCode::NO_CONTENT.into_response())
         }
         Patch::Restart { ufrag, pwd, candidates } => {
             let local = app.engine.restart_ice(session.key, Credentials { ufrag: ufrag.clone(), pwd }).await?;
