@@ -65,7 +65,7 @@ impl Checklist {
         (count(Result::is_ok), failed, count(|v| matches!(v, Err(Flaw::Skipped(_)))))
     }
 
-    /// Share of the passed among those that apply.
+    /// Share of the passed among those that passed or failed.
     fn percent(&self) -> f64 {
         let (passed, failed, _) = self.counts();
         (passed * 1000).checked_div(passed + failed).unwrap_or(0) as f64 / 10.0
@@ -83,7 +83,7 @@ impl Checklist {
         }
         output::text_table(&["check", "rule", "", ""], &rows);
         let (passed, failed, skipped) = self.counts();
-        let skipped = if skipped == 0 { String::new() } else { format!("; {skipped} do not apply") };
+        let skipped = if skipped == 0 { String::new() } else { format!("; {skipped} skipped") };
         output::line(format_args!("\n{passed} of {}, {} %{skipped}", passed + failed, self.percent()));
     }
 

@@ -215,9 +215,9 @@ fn preflight(server: &Server<'_>, list: &mut Checklist) {
         .as_ref()
         .map_err(Flaw::clone)
         .and_then(|a| ensure(a.is_success(), || format!("status {}, expected 2xx", a.status)));
-    list.row("CORS preflight succeeds, without a token", "Fetch §4.8", passes);
+    list.row("CORS preflight succeeds, without a token", "Fetch, CORS", passes);
     let origin = after(&answer).and_then(allows_origin);
-    list.row("CORS preflight allows a foreign origin", "Fetch §3.3.3", origin);
+    list.row("CORS preflight allows a foreign origin", "Fetch, CORS", origin);
     let methods = request("PATCH").and_then(|a| {
         let allowed = |method: &&str| {
             a.lists("access-control-allow-methods", method) || a.lists("access-control-allow-methods", "*")
@@ -225,7 +225,7 @@ fn preflight(server: &Server<'_>, list: &mut Checklist) {
         let missing: Vec<&str> = ["PATCH", "DELETE"].into_iter().filter(|m| !allowed(m)).collect();
         ensure(missing.is_empty(), || format!("Access-Control-Allow-Methods lacks {}", missing.join(" and ")))
     });
-    list.row("CORS preflight allows PATCH and DELETE", "Fetch §3.3.3", methods);
+    list.row("CORS preflight allows PATCH and DELETE", "Fetch, CORS", methods);
     let headers = after(&answer).and_then(|a| {
         // An asterisk stands for everything but Authorization.
         let listed = |name: &str| a.lists("access-control-allow-headers", name);
@@ -234,7 +234,7 @@ fn preflight(server: &Server<'_>, list: &mut Checklist) {
         let missing: Vec<&str> = names.into_iter().filter(|name| !allowed(name)).collect();
         ensure(missing.is_empty(), || format!("Access-Control-Allow-Headers lacks {}", missing.join(", ")))
     });
-    list.row("CORS preflight allows Content-Type, If-Match, Authorization", "Fetch §3.3.3", headers);
+    list.row("CORS preflight allows Content-Type, If-Match, Authorization", "Fetch, CORS", headers);
     let servers = after(&answer).and_then(|a| {
         let found = ice_servers(a)?;
         ensure(found == 0, || format!("{found} ICE servers are told to whoever asks"))
@@ -415,7 +415,7 @@ pub(crate) fn look_at(session: &Result<Session<'_>, Flaw>, server: &Server<'_>, 
         ensure(answer.is_success(), || format!("status {}, expected 2xx", answer.status))?;
         allows_origin(&answer)
     });
-    list.row("CORS preflight of the session succeeds", "Fetch §4.8", preflight);
+    list.row("CORS preflight of the session succeeds", "Fetch, CORS", preflight);
     let unknown = after(session).and_then(|session| {
         let other: Uri = format!("{}x", after(&session.url)?).parse().or_else(|_| skip("its URL has no neighbour"))?;
         status(&session.client.send(&Request::new(Method::DELETE, &other))?, &[404, 410, 401, 403])
@@ -581,7 +581,7 @@ pub(crate) fn more_sessions(server: &Server<'_>, first: &Result<Session<'_>, Fla
         if session.answer.status == 403 { skip("the server refuses foreign pages (403)") } else { Ok(session) }
     });
     let readable = after(&foreign).and_then(|session| allows_origin(&session.answer));
-    list.row("CORS lets a foreign page read the answer", "Fetch §3.3.3", readable);
+    list.row("CORS lets a foreign page read the answer", "Fetch, CORS", readable);
     let exposed = after(&foreign).and_then(|session| {
         let answer = &session.answer;
         let names = [header::LOCATION, header::ETAG, header::LINK];
@@ -597,7 +597,7 @@ pub(crate) fn more_sessions(server: &Server<'_>, first: &Result<Session<'_>, Fla
             )
         })
     });
-    list.row("CORS exposes Location, ETag and Link", "Fetch §3.3.3", exposed);
+    list.row("CORS exposes Location, ETag and Link", "Fetch, CORS", exposed);
     let own_url = after(first).and_then(|first| {
         let second = after(&foreign)?;
         not_guessable(after(&first.url)?, after(&second.url)?)

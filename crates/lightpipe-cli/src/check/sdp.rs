@@ -323,10 +323,10 @@ pub(crate) const RULES: &[Rule] = &[
     rule("rtx belongs to an answered payload type", "RFC 4588 §8.6", retransmission),
     rule("H.264 parameters match the offer's", "RFC 6184 §8.2.2", h264),
     rule("RTCP feedback was offered", "RFC 4585 §4.2", feedback),
-    rule("header extensions are the offer's, with its ids", "RFC 8285 §6", extensions),
+    rule("header extensions are the offer's, with its ids", "RFC 8285 §7", extensions),
     rule("answer holds candidates", "RFC 9429 §5.3.1", candidates_present),
     rule("candidates are well-formed", "RFC 8839 §5.1", candidates),
-    rule("answer says trickle or end-of-candidates", "RFC 8840 §4.1.3", trickle),
+    rule("answer says trickle or end-of-candidates", "RFC 8840", trickle),
 ];
 
 fn m_lines(exchange: &Exchange) -> Verdict {

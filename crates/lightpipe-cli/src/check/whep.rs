@@ -63,7 +63,7 @@ pub(crate) fn check(server: &Server<'_>, list: &mut Checklist) {
         status(&session.answer, &[201, 406])
     });
     list.row("an offer of video alone is taken", "WHEP-03 §4.2.1", video);
-    list.row("a whole picture arrives", "RFC 8834 §4.1", after(&session).and_then(|_| picture(server)));
+    list.row("a whole picture arrives", "WHEP-03 §3.2", after(&session).and_then(|_| picture(server)));
 }
 
 fn unknown_stream(server: &Server<'_>) -> Verdict {

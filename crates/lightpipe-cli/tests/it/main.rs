@@ -11,6 +11,7 @@
     reason = "a test may panic, and tells what it measured"
 )]
 
+mod check;
 mod clock;
 mod crowd;
 mod desktop;
