@@ -244,7 +244,7 @@ pub struct PublishConfig {
     pub takeover: bool,
     /// Bearer token that publishers need. Prefer the environment over the file: LIGHTPIPE_PUBLISH_TOKEN. Default none.
     pub token: String,
-    /// Origins of foreign pages that may publish, such as `https://studio.example`. Default none: our own pages only.
+    /// Origins of foreign pages that may publish, such as `https://studio.example`; `*` is all. Default none: our own pages only.
     pub origins: Vec<String>,
 }
 

@@ -83,6 +83,26 @@ async fn check_whep_finds_nothing_wrong_with_our_own_server_and_leaves_nothing_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_whip_finds_nothing_wrong_with_our_own_server() {
+    let _machine = shared().await;
+    let closed = serve(&["cube"]).env("LIGHTPIPE_PUBLISH_TOKEN", "s3cret");
+    let open = serve(&["cube"]).env("LIGHTPIPE_PUBLISH_ORIGINS", "*");
+    for (server, token, skips) in
+        [(closed.start(), &["--token", "s3cret"][..], "foreign pages"), (open.start(), &[], "--token")]
+    {
+        let (code, json) = check_json("check-whip", &server.url("/whip/probe"), token);
+        assert_eq!(rows(&json, "fail"), [""; 0], "{json:#}");
+        assert_eq!((code, &json["percent"]), (Some(0), &100.0.into()), "{json:#}");
+        assert!(json["passed"].as_u64().unwrap() >= 70, "{json:#}");
+        let reasons: Vec<&str> =
+            json["rows"].as_array().unwrap().iter().filter_map(|row| row["reason"].as_str()).collect();
+        assert!(reasons.iter().any(|reason| reason.contains(skips)), "{reasons:?}");
+        server.wait_peers(0, Duration::from_secs(5));
+        assert!(!server.stderr().contains("panicked"), "{}", server.stderr());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_told_a_token_and_wants_none_loses_the_rows_about_it() {
     let _machine = shared().await;
     let server = serve(&["pattern"]).start();

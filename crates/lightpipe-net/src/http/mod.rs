@@ -152,6 +152,18 @@ fn router(app: App) -> Router {
                 .options(whep::options)
                 .fallback(whep::wrong_method),
         )
+        .route(
+            "/whip/{stream}",
+            axum::routing::post(whip::create).options(whep::options).get(whip::reserved).fallback(whip::wrong_method),
+        )
+        .route(
+            "/whip/{stream}/{session}",
+            axum::routing::patch(whip::patch)
+                .delete(whip::delete)
+                .options(whep::options)
+                .get(whip::reserved)
+                .fallback(whip::wrong_method),
+        )
         .route("/player.js", get(pages::player))
         .layer(axum::middleware::map_response(open_to_foreign_pages));
     let own = Router::new()
@@ -160,18 +172,6 @@ fn router(app: App) -> Router {
         .route("/assets/{*path}", get(pages::asset))
         .route("/favicon.ico", get(pages::favicon))
         .route("/publish/{stream}", get(pages::publish))
-        .route(
-            "/whip/{stream}",
-            post(whip::create).options(whip::options).get(whip::reserved).fallback(whip::wrong_method),
-        )
-        .route(
-            "/whip/{stream}/{session}",
-            axum::routing::patch(whip::patch)
-                .delete(whip::delete)
-                .options(whip::options)
-                .get(whip::reserved)
-                .fallback(whip::wrong_method),
-        )
         .route("/ws", any(ws::upgrade))
         .route("/api/v1/streams", get(api::streams))
         .route("/api/v1/peers", get(api::peers))
@@ -183,7 +183,8 @@ fn router(app: App) -> Router {
     public.merge(own).fallback(pages::not_found).layer(axum::middleware::map_response(security_headers)).with_state(app)
 }
 
-/// CORS for what a viewer on a foreign page needs: nothing here changes anything but the viewer's own session. The
+/// CORS for what a viewer on a foreign page needs: nothing here changes anything but the viewer's own session. Publishing does, and checks the
+/// origin itself; the page may read why it was refused. The
 /// handlers of OPTIONS stay ours, because WHEP says more in their answers than CORS does.
 async fn open_to_foreign_pages(mut response: axum::response::Response) -> axum::response::Response {
     for (name, value) in [

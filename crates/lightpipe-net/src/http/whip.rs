@@ -40,7 +40,7 @@ pub struct PublishConfig {
     pub takeover: bool,
     /// Bearer token that publishers need; none where it is empty.
     pub token: String,
-    /// Origins of foreign pages that may publish, such as `https://studio.example`.
+    /// Origins of foreign pages that may publish, such as `https://studio.example`; `*` is all.
     pub origins: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ fn admit(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
         let own = text_header(headers, header::HOST).is_some_and(|host| {
             origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(host)
         });
-        if !own && !config.origins.iter().any(|listed| listed == origin) {
+        if !own && !config.origins.iter().any(|listed| listed == origin || listed == "*") {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "foreign_origin",
@@ -250,31 +250,6 @@ fn end(app: &App, stream: &Arc<Stream>) {
     app.streams.remove(stream.name());
     stream.close();
     app.engine.close_viewers_of(stream.name(), DisconnectCause::StreamEnded);
-}
-
-/// `OPTIONS /whip/{stream}`, a CORS preflight or not.
-pub(crate) async fn options(State(app): State<App>, headers: HeaderMap) -> Response {
-    let mut response = (StatusCode::NO_CONTENT, [("accept-post", whep::SDP)]).into_response();
-    add_ice_servers(&app, &mut response);
-    let origin = text_header(&headers, header::ORIGIN).filter(|o| app.config.publish.origins.iter().any(|l| l == o));
-    if let Some(value) = origin.and_then(|origin| http::HeaderValue::from_str(origin).ok()) {
-        for (name, value) in [
-            (header::ACCESS_CONTROL_ALLOW_ORIGIN, value),
-            (header::ACCESS_CONTROL_ALLOW_METHODS, http::HeaderValue::from_static("POST, PATCH, DELETE, OPTIONS")),
-            (
-                header::ACCESS_CONTROL_ALLOW_HEADERS,
-                http::HeaderValue::from_static("content-type, if-match, authorization"),
-            ),
-            (
-                header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                http::HeaderValue::from_static("location, etag, link, retry-after"),
-            ),
-            (header::VARY, http::HeaderValue::from_static("origin")),
-        ] {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    response
 }
 
 /// GET and HEAD are reserved (RFC 9725 §4.1): success without content.
