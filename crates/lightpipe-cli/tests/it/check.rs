@@ -1,5 +1,6 @@
 //! `check-whip` and `check-whep`: our own server keeps every rule, a naive one does not, and both are told apart from nobody.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Output;
@@ -30,34 +31,240 @@ fn rows<'a>(json: &'a Value, result: &str) -> Vec<&'a str> {
     rows.map(|row| row["check"].as_str().unwrap()).collect()
 }
 
-/// A server that gives the same answer to whatever comes. It ends with the test's process.
-fn naive(answer: &'static str) -> SocketAddr {
+/// A request as the servers of these tests read it.
+struct Asked {
+    method: String,
+    path: String,
+    /// Names in lower case.
+    headers: HashMap<String, String>,
+    body: String,
+}
+
+/// A server of one connection after the other. It ends with the test's process.
+fn server(mut answer: impl FnMut(&Asked) -> String + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            _ = answer_one(&stream, answer);
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            if let Some(asked) = read(&stream) {
+                _ = stream.write_all(answer(&asked).as_bytes());
+            }
         }
     });
     address
 }
 
-fn answer_one(stream: &TcpStream, answer: &str) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream);
-    let (mut len, mut head) = (0, String::new());
-    loop {
+fn read(stream: &TcpStream) -> Option<Asked> {
+    let mut lines = BufReader::new(stream);
+    let mut line = || {
         let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
-            break;
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            len = value.trim().parse().unwrap_or(0);
-        }
-        head.push_str(&line);
+        lines.read_line(&mut line).ok().filter(|len| *len > 0).map(|_| line.trim_end().to_owned())
+    };
+    let first = line()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let mut headers = HashMap::new();
+    while let Some((name, value)) = line()?.split_once(':') {
+        headers.insert(name.to_lowercase(), value.trim().to_owned());
     }
-    std::io::copy(&mut reader.take(len), &mut std::io::sink())?;
-    let mut stream = stream;
-    stream.write_all(answer.as_bytes())
+    let len = headers.get("content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
+    let mut body = String::new();
+    lines.take(len).read_to_string(&mut body).ok()?;
+    Some(Asked { method, path, headers, body })
+}
+
+/// A server that gives the same answer to whatever comes.
+fn naive(answer: &'static str) -> SocketAddr {
+    server(|_| answer.to_owned())
+}
+
+/// A WHIP server by the book, without media: for its answers it turns the offer around.
+#[derive(Default)]
+struct ByTheBook {
+    /// What it does wrong.
+    fault: &'static str,
+    made: u32,
+    /// The ICE session's ETag and the client's ufrag, by path.
+    sessions: HashMap<String, (String, String)>,
+}
+
+const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
+
+impl ByTheBook {
+    fn answer(&mut self, asked: &Asked) -> String {
+        let (status, mut headers, body) = self.judge(asked);
+        if self.fault != "no CORS" {
+            for header in [
+                "Access-Control-Allow-Origin: *",
+                "Access-Control-Allow-Methods: POST, PATCH, DELETE",
+                "Access-Control-Allow-Headers: authorization, content-type, if-match",
+                "Access-Control-Expose-Headers: location, etag, link",
+            ] {
+                headers.push(header.to_owned());
+            }
+        }
+        let length = if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        format!("HTTP/1.1 {status} X\r\n{}\r\n{length}Connection: close\r\n\r\n{body}", headers.join("\r\n"))
+    }
+
+    fn judge(&mut self, asked: &Asked) -> (u16, Vec<String>, String) {
+        let plain = |status: u16| (status, vec![], String::new());
+        let kind = asked.headers.get("content-type").map(|t| t.split(';').next().unwrap().trim().to_lowercase());
+        let token = asked.headers.get("authorization").map(String::as_str);
+        if asked.method == "OPTIONS" {
+            return (204, vec!["Accept-Post: application/sdp".to_owned()], String::new());
+        }
+        if token != Some("Bearer secret") {
+            return (401, vec!["WWW-Authenticate: Bearer".to_owned()], String::new());
+        }
+        let endpoint = asked.path == "/whip/cam";
+        match asked.method.as_str() {
+            "GET" | "HEAD" if endpoint || self.sessions.contains_key(&asked.path) => plain(204),
+            "POST" if endpoint && kind.as_deref() == Some("application/sdp") => self.create(&asked.body),
+            "POST" if endpoint => plain(415),
+            "PATCH" if !endpoint && self.sessions.contains_key(&asked.path) => match kind.as_deref() {
+                Some(FRAGMENT) => self.patch(asked),
+                _ => plain(415),
+            },
+            "DELETE" if !endpoint => {
+                plain(if self.sessions.remove(&asked.path).is_some() || self.fault == "no 404" { 200 } else { 404 })
+            }
+            "GET" | "HEAD" | "PATCH" if !endpoint => plain(404),
+            _ => {
+                let allowed = if endpoint { "GET, HEAD, OPTIONS, POST" } else { "DELETE, GET, HEAD, OPTIONS, PATCH" };
+                (405, vec![format!("Allow: {allowed}")], String::new())
+            }
+        }
+    }
+
+    fn create(&mut self, offer: &str) -> (u16, Vec<String>, String) {
+        let complete = |line: &str| line.contains('=') && (!line.starts_with("m=") || line.split(' ').count() > 3);
+        let media = offer.contains("m=audio") || offer.contains("m=video");
+        if !offer.starts_with("v=0") || !media || !offer.lines().all(complete) {
+            return (400, vec!["Content-Type: text/plain".to_owned()], "no offer".to_owned());
+        }
+        if offer.len() > 64 << 10 {
+            return (413, vec![], String::new());
+        }
+        self.made += 1;
+        let secret = if self.fault == "numbered" { String::new() } else { format!("-{:x}", offer.len() * 7919) };
+        let location = format!("/whip/cam/{}{secret}", self.made);
+        let etag = format!("\"{}-0\"", self.made);
+        self.sessions.insert(location.clone(), (etag.clone(), value(offer, "a=ice-ufrag:")));
+        let dropped = ["a=msid:", "a=ssrc:", "a=ice-ufrag:", "a=ice-pwd:"];
+        let mut answer = String::new();
+        for line in offer.lines().filter(|line| !dropped.iter().any(|start| line.starts_with(start))) {
+            let line = match line {
+                "a=sendonly" if self.fault != "direction" => "a=recvonly",
+                "a=setup:actpass" | "a=setup:active" if self.fault != "actpass" => "a=setup:passive",
+                line => line,
+            };
+            answer.push_str(&format!("{line}\r\n"));
+            if line.starts_with("c=") {
+                answer.push_str(&format!("a=ice-ufrag:book{}\r\na=ice-pwd:0123456789abcdefghijkl\r\n", self.made));
+                answer.push_str("a=candidate:1 1 udp 2130706431 192.0.2.9 9 typ host\r\n");
+            }
+        }
+        let etag = if self.fault == "weak" { format!("W/{etag}") } else { etag };
+        let headers = vec![
+            "Content-Type: application/sdp".to_owned(),
+            format!("Location: {location}"),
+            format!("ETag: {etag}"),
+            "Link: <turn:turn.example?transport=udp>; rel=\"ice-server\"; username=\"u\"; credential=\"p\"".to_owned(),
+        ];
+        (if self.fault == "200" { 200 } else { 201 }, headers, answer)
+    }
+
+    fn patch(&mut self, asked: &Asked) -> (u16, Vec<String>, String) {
+        let plain = |status: u16| (status, vec![], String::new());
+        if self.fault == "no PATCH" {
+            return plain(405);
+        }
+        let (etag, ufrag) = self.sessions.get_mut(&asked.path).unwrap();
+        let Some(if_match) = asked.headers.get("if-match").map(|text| text.trim_start_matches("W/")) else {
+            return plain(if self.fault == "no 428" { 204 } else { 428 });
+        };
+        if if_match != "*" && if_match != etag {
+            return plain(412);
+        }
+        if !asked.body.lines().all(|line| line.contains('=')) {
+            return plain(400);
+        }
+        let new = value(&asked.body, "a=ice-ufrag:");
+        if new.is_empty() || new == *ufrag {
+            let told = if self.fault == "ETag" { vec![format!("ETag: {etag}")] } else { vec![] };
+            return (204, told, String::new());
+        }
+        if self.fault == "no restart" {
+            return plain(422);
+        }
+        (*etag, *ufrag) = (etag.replace("-0", "-1"), new);
+        let headers = vec![format!("Content-Type: {FRAGMENT}"), format!("ETag: {etag}")];
+        (200, headers, "a=ice-ufrag:again\r\na=ice-pwd:abcdefghijkl0123456789\r\na=end-of-candidates\r\n".to_owned())
+    }
+}
+
+fn value(sdp: &str, start: &str) -> String {
+    sdp.lines().find_map(|line| line.strip_prefix(start)).unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_whip_passes_a_server_by_the_book_and_each_fault_costs_its_own_rows() {
+    let _machine = shared().await;
+    let (trickle, restart) = ("does not trickle (405)", "does not restart ICE (405)");
+    for (fault, failed, skipped) in [
+        // Skipped: its refusals are no problem+json.
+        ("", &[][..], 1),
+        ("no PATCH", &[], 16),
+        ("no restart", &[], 7),
+        ("weak", &["the session has a strong ETag"], 1),
+        ("ETag", &["its answer has neither content nor ETag"], 1),
+        ("no 428", &["PATCH without If-Match is refused (428)"], 1),
+        ("numbered", &["each session has a URL of its own, not to be guessed"], 1),
+        ("no 404", &["DELETE of an unknown session is refused (404)", "a second DELETE finds nothing (404)"], 1),
+        ("direction", &["the answer is recvonly"], 1),
+        (
+            "actpass",
+            &[
+                "DTLS role is passive or active",
+                "an offer with a data channel is answered",
+                "an offer of setup:active is answered passive",
+            ],
+            1,
+        ),
+        (
+            "200",
+            &[
+                "POST of an offer makes a session (201)",
+                "Content-Type in other case, with a parameter, is taken",
+                "an offer with a data channel is answered",
+                "an offer of setup:active is answered passive",
+            ],
+            1,
+        ),
+        (
+            "no CORS",
+            &[
+                "CORS preflight allows a foreign origin",
+                "CORS preflight allows PATCH and DELETE",
+                "CORS preflight allows Content-Type, If-Match, Authorization",
+                "CORS preflight of the session succeeds",
+                "CORS lets a foreign page read the answer",
+                "CORS exposes Location, ETag and Link",
+            ],
+            1,
+        ),
+    ] {
+        let mut book = ByTheBook { fault, ..ByTheBook::default() };
+        let url = format!("http://{}/whip/cam", server(move |asked| book.answer(asked)));
+        let (code, json) = check_json("check-whip", &url, &["--token", "secret"]);
+        assert_eq!(rows(&json, "fail"), failed, "{fault}: {json:#}");
+        assert_eq!(code, Some(i32::from(!failed.is_empty())), "{fault}: {json:#}");
+        assert_eq!(rows(&json, "skip").len(), skipped, "{fault}: {json:#}");
+        let text = json.to_string();
+        assert_eq!((text.contains(trickle), text.contains(restart)), (fault == "no PATCH", fault == "no PATCH"));
+        assert!(json["rows"].as_array().unwrap().len() >= 70, "{json:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
