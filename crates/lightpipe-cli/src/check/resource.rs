@@ -15,6 +15,9 @@ const FOREIGN: &str = "https://lightpipe-check.example";
 /// Longer than an offer ever is, and short enough to be sent before a server that refuses it hangs up.
 const OVERSIZED: usize = 256 << 10;
 
+/// The rules ask for "an appropriate 4xx"; these say that the request itself is wrong.
+const BAD_REQUEST: &[u16] = &[400, 406, 415, 422];
+
 const CANDIDATE: &str = "a=candidate:1 1 udp 2130706431 192.0.2.1 50000 typ host";
 
 /// What differs between the two protocols.
@@ -110,10 +113,16 @@ impl<'a> Server<'a> {
     pub(crate) fn post_bad(&self, url: &Uri, content_type: Option<&str>, body: &str) -> Result<Answer, Unanswered> {
         let request = Request::new(Method::POST, url).with_body(body);
         let answer = self.client.send(&content_type.into_iter().fold(request, |r, t| r.with("content-type", t)))?;
-        if let Some(made) = answer.header(header::LOCATION).and_then(|location| resolve(url, location)) {
+        if let Some(made) = self.made_by(url, &answer) {
             _ = self.client.send(&Request::new(Method::DELETE, &made));
         }
         Ok(answer)
+    }
+
+    /// The session that an answer tells of. A redirect's Location is none.
+    pub(crate) fn made_by(&self, endpoint: &Uri, answer: &Answer) -> Option<Uri> {
+        let made = answer.is_success() || (answer.status == 406 && self.protocol.counter_offers);
+        answer.header(header::LOCATION).filter(|_| made).and_then(|location| resolve(endpoint, location))
     }
 
     /// Posts an offer, and takes what comes back for a session if it may be one.
@@ -155,7 +164,8 @@ impl<'a> Server<'a> {
 pub(crate) fn status(answer: &Answer, wanted: &[u16]) -> Verdict {
     ensure(wanted.contains(&answer.status), || {
         let wanted: Vec<String> = wanted.iter().map(u16::to_string).collect();
-        format!("status {}, expected {}", answer.status, wanted.join(" or "))
+        let hint = if answer.status == 401 { "; --token gives it one" } else { "" };
+        format!("status {}, expected {}{hint}", answer.status, wanted.join(" or "))
     })
 }
 
@@ -274,22 +284,20 @@ fn ice_servers(answer: &Answer) -> Result<usize, Flaw> {
 
 /// POSTs that must be refused.
 pub(crate) fn refusals(server: &Server<'_>, list: &mut Checklist) {
-    const CONTENT_TYPE: &[u16] = &[415, 400, 406, 422];
-    const BODY: &[u16] = &[400, 406, 422];
     let s = &server.protocol.sections;
     let offer = Offer::new(server.protocol.offered).to_sdp(&Credentials::random());
     let post = |content_type, body: &str| Ok(server.post_bad(server.endpoint, content_type, body)?);
     let refused = |answer: &Result<Answer, Flaw>, wanted| {
         answer.as_ref().map_err(Flaw::clone).and_then(|answer| status(answer, wanted))
     };
-    list.row("POST without Content-Type is refused (415)", s.refusals, refused(&post(None, &offer), CONTENT_TYPE));
+    list.row("POST without Content-Type is refused (415)", s.refusals, refused(&post(None, &offer), BAD_REQUEST));
     let wrong = post(Some("application/json"), &offer);
-    list.row("POST of another Content-Type is refused (415)", s.refusals, refused(&wrong, CONTENT_TYPE));
-    list.row("POST without a body is refused (400)", s.refusals, refused(&post(Some(SDP), ""), BODY));
+    list.row("POST of another Content-Type is refused (415)", s.refusals, refused(&wrong, BAD_REQUEST));
+    list.row("POST without a body is refused (400)", s.refusals, refused(&post(Some(SDP), ""), BAD_REQUEST));
     let malformed = post(Some(SDP), "this is no session description\r\n");
-    list.row("POST of what is no SDP is refused (400)", s.refusals, refused(&malformed, BODY));
+    list.row("POST of what is no SDP is refused (400)", s.refusals, refused(&malformed, BAD_REQUEST));
     let cut = offer.split_inclusive("m=").take(2).collect::<String>();
-    list.row("POST of an SDP cut short is refused (400)", s.refusals, refused(&post(Some(SDP), &cut), BODY));
+    list.row("POST of an SDP cut short is refused (400)", s.refusals, refused(&post(Some(SDP), &cut), BAD_REQUEST));
     let padding = "a=lightpipe-check:padding\r\n".repeat(OVERSIZED / 27);
     let oversized = match server.post_bad(server.endpoint, Some(SDP), &format!("{offer}{padding}")) {
         Ok(answer) => status(&answer, &[413, 400, 422]),
@@ -479,9 +487,9 @@ pub(crate) fn patch(session: &Result<Session<'_>, Flaw>, server: &Server<'_>, li
     let raw =
         |content_type: &str, body: &str| after(session).and_then(|session| session.patch(content_type, current, body));
     let wrong_type = raw("text/plain", "a=end-of-candidates\r\n");
-    list.row("PATCH of another Content-Type is refused (415)", s.patch, expect(wrong_type, &[415, 400, 422]));
+    list.row("PATCH of another Content-Type is refused (415)", s.patch, expect(wrong_type, BAD_REQUEST));
     let malformed = raw(FRAGMENT, "this is no fragment\r\n");
-    list.row("PATCH of a malformed fragment is refused (400)", s.patch, expect(malformed, &[400, 422]));
+    list.row("PATCH of a malformed fragment is refused (400)", s.patch, expect(malformed, BAD_REQUEST));
 
     let restarted = after(session).and_then(|session| {
         after(&session.exchange)?;

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::time::{Duration, Instant};
 
-use http::{Method, Uri, header};
+use http::{Method, Uri};
 use lightpipe_rtc::receiver::Receiver;
 use lightpipe_rtc::{Identity, Output, PeerEvent};
 
-use super::http::{Request, resolve};
+use super::http::Request;
 use super::resource::{self, Protocol, SDP, Sections, Server, after, phrase, status};
 use super::sdp::{self, Offer, Sdp};
 use super::{Checklist, Flaw, Verdict, ensure, skip};
@@ -100,8 +100,7 @@ fn picture(server: &Server<'_>) -> Verdict {
         .map_err(|error| failed("no offer for this address", &error))?;
     let request = Request::new(Method::POST, server.endpoint).with("content-type", SDP).with_body(&offer);
     let answer = server.client.send(&request)?;
-    let url = answer.header(header::LOCATION).and_then(|location| resolve(server.endpoint, location));
-    let _viewing = Viewing { server, url };
+    let _viewing = Viewing { server, url: server.made_by(server.endpoint, &answer) };
     if matches!(answer.status, 400 | 406 | 415 | 422) {
         return skip(format!("no H.264 to be had ({} {})", answer.status, phrase(answer.status)));
     }
