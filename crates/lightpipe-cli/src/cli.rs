@@ -21,15 +21,19 @@ const CHECK_WHIP_EXAMPLES: &str = "Examples:
   lightpipe check-whip https://media.example/whip/cam --token SECRET
   lightpipe check-whip http://127.0.0.1:8889/cam/whip --json
 
-Publishes nothing, but makes and ends a few sessions: choose a stream that nobody publishes to. docs/conformance.md
-explains the rows. Exit codes: 0 every rule that applies is kept; 1 a rule is broken; 3 the server cannot be reached.";
+Publishes nothing, but makes and ends a few sessions: choose a stream that nobody publishes to.
+docs/conformance.md explains the rows.
+
+Exit codes: 0 no rule is broken; 1 one is; 2 wrong flags; 3 the server cannot be reached.";
 
 const CHECK_WHEP_EXAMPLES: &str = "Examples:
   lightpipe check-whep http://127.0.0.1:8080/whep/cube
   lightpipe check-whep https://media.example/whep/cam --token SECRET --json
 
-Choose a stream that is live: the last row waits for a picture. docs/conformance.md explains the rows.
-Exit codes: 0 every rule that applies is kept; 1 a rule is broken; 3 the server cannot be reached.";
+Choose a stream that is live: the last row waits for a picture.
+docs/conformance.md explains the rows.
+
+Exit codes: 0 no rule is broken; 1 one is; 2 wrong flags; 3 the server cannot be reached.";
 
 /// Live video from any program into any browser, in well under 100 ms.
 #[derive(Debug, Parser)]
