@@ -5,6 +5,7 @@ use std::time::Duration;
 use lightpipe_browser::{Browser, Kind, Options, Page};
 
 use crate::lab::browser::{PLAYER, inbound, wait_decoded, watch};
+use crate::lab::server::program;
 use crate::lab::{PATIENCE, Server, chromium, quiet, serve, shared, until};
 
 const SDP: (&str, &str) = ("Content-Type", "application/sdp");
@@ -99,6 +100,43 @@ async fn chromium_publishes_vp8() {
 #[tokio::test(flavor = "multi_thread")]
 async fn firefox_publishes_vp8() {
     is_seen_and_heard(Kind::Firefox, "", "vp8").await;
+}
+
+/// From a picture's last packet in to its last packet out, for every viewer.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "nightly: measures time"]
+async fn forwarding_to_twenty_viewers_takes_three_milliseconds_at_most() {
+    let _machine = quiet().await;
+    let server = serve(&["cube"]).unlimited().start();
+    let studio = with_camera(Kind::Chromium).await;
+    let page = publish(&studio, &server, "live", "H264").await;
+    until("the stream is live", PATIENCE, || (server.stream("live")["health"] == "live").then_some(()));
+    let mut viewers = program()
+        .args(["bench", "viewers", "--url", &server.url(""), "--stream", "live", "--count", "20", "--seconds", "20"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(18));
+    let peers = server.peers();
+    let sent: Vec<[f64; 3]> = peers
+        .iter()
+        .filter(|peer| peer["role"] == "viewer")
+        .map(|peer| ["p50", "p95", "p99"].map(|q| peer["send_ms"][q].as_f64().unwrap()))
+        .collect();
+    let worst = |n: usize| sent.iter().map(|s| s[n]).fold(0.0, f64::max);
+    println!(
+        "{} viewers: p50 {:.2}, p95 {:.2}, p99 {:.2} ms, each of the worst viewer",
+        sent.len(),
+        worst(0),
+        worst(1),
+        worst(2)
+    );
+    viewers.wait().unwrap();
+    assert_eq!(server.stream("live")["encoder_starts"], 0);
+    assert_eq!(sent.len(), 20);
+    assert!(worst(2) <= 3.0, "{sent:?}");
+    drop(page);
+    studio.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
