@@ -23,6 +23,8 @@ use crate::{exit, output};
 pub(crate) enum Flaw {
     /// A rule is broken; one sentence.
     Failed(String),
+    /// It could not be asked, because something that it needs failed; one sentence.
+    Unreached(String),
     /// Not applicable to this server; one sentence.
     Skipped(String),
 }
@@ -58,17 +60,21 @@ impl Checklist {
         self.rows.push(Row { name, section, verdict });
     }
 
-    /// Passed, failed, skipped.
-    fn counts(&self) -> (usize, usize, usize) {
+    /// Passed, failed, not reached, skipped.
+    fn counts(&self) -> [usize; 4] {
         let count = |wanted: fn(&Verdict) -> bool| self.rows.iter().filter(|row| wanted(&row.verdict)).count();
-        let failed = count(|v| matches!(v, Err(Flaw::Failed(_))));
-        (count(Result::is_ok), failed, count(|v| matches!(v, Err(Flaw::Skipped(_)))))
+        [
+            count(Result::is_ok),
+            count(|v| matches!(v, Err(Flaw::Failed(_)))),
+            count(|v| matches!(v, Err(Flaw::Unreached(_)))),
+            count(|v| matches!(v, Err(Flaw::Skipped(_)))),
+        ]
     }
 
-    /// Share of the passed among those that passed or failed.
+    /// Share of the passed among the rows that apply. What was not reached did not pass.
     fn percent(&self) -> f64 {
-        let (passed, failed, _) = self.counts();
-        (passed * 1000).checked_div(passed + failed).unwrap_or(0) as f64 / 10.0
+        let [passed, failed, unreached, _] = self.counts();
+        (passed * 1000).checked_div(passed + failed + unreached).unwrap_or(0) as f64 / 10.0
     }
 
     fn print(&self) {
@@ -77,14 +83,20 @@ impl Checklist {
             let (result, reason) = match &row.verdict {
                 Ok(()) => ("pass", ""),
                 Err(Flaw::Failed(reason)) => ("FAIL", reason.as_str()),
+                Err(Flaw::Unreached(reason)) => ("-", reason.as_str()),
                 Err(Flaw::Skipped(reason)) => ("skip", reason.as_str()),
             };
             rows.push([row.name, row.section, result, reason]);
         }
         output::text_table(&["check", "rule", "", ""], &rows);
-        let (passed, failed, skipped) = self.counts();
-        let skipped = if skipped == 0 { String::new() } else { format!("; {skipped} skipped") };
-        output::line(format_args!("\n{passed} of {}, {} %{skipped}", passed + failed, self.percent()));
+        let [passed, failed, unreached, skipped] = self.counts();
+        let mut score = format!("{passed} of {}, {} %", passed + failed + unreached, self.percent());
+        for (count, what) in [(unreached, "not reached"), (skipped, "skipped")] {
+            if count > 0 {
+                score.push_str(&format!("; {count} {what}"));
+            }
+        }
+        output::line(format_args!("\n{score}"));
     }
 
     fn to_json(&self, protocol: &str, url: &Uri) -> serde_json::Value {
@@ -92,17 +104,19 @@ impl Checklist {
             let (result, reason) = match &row.verdict {
                 Ok(()) => ("pass", None),
                 Err(Flaw::Failed(reason)) => ("fail", Some(reason)),
+                Err(Flaw::Unreached(reason)) => ("unreached", Some(reason)),
                 Err(Flaw::Skipped(reason)) => ("skip", Some(reason)),
             };
             serde_json::json!({ "check": row.name, "rule": row.section, "result": result, "reason": reason })
         };
-        let (passed, failed, skipped) = self.counts();
+        let [passed, failed, unreached, skipped] = self.counts();
         serde_json::json!({
             "protocol": protocol,
             "url": url.to_string(),
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "passed": passed,
             "failed": failed,
+            "unreached": unreached,
             "skipped": skipped,
             "percent": self.percent(),
         })
@@ -135,6 +149,6 @@ fn run(
     } else {
         list.print();
     }
-    let (_, failed, _) = list.counts();
+    let [_, failed, ..] = list.counts();
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::FOUND) })
 }

@@ -58,8 +58,8 @@ pub(crate) struct Server<'a> {
 /// What a row needs of an earlier one. Where that failed there is nothing to judge.
 pub(crate) fn after<T>(earlier: &Result<T, Flaw>) -> Result<&T, Flaw> {
     earlier.as_ref().map_err(|flaw| match flaw {
-        Flaw::Failed(_) => Flaw::Skipped("what it needs failed above".into()),
-        Flaw::Skipped(reason) => Flaw::Skipped(reason.clone()),
+        Flaw::Failed(_) => Flaw::Unreached("what it needs failed above".into()),
+        passed_on => passed_on.clone(),
     })
 }
 
@@ -149,7 +149,7 @@ impl<'a> Server<'a> {
         };
         let exchange = match answer.status {
             406 => skip("the server made a counter-offer"),
-            status if !answer.is_success() => skip(format!("there is no answer, only status {status}")),
+            status if !answer.is_success() => Err(Flaw::Unreached(format!("there is no answer, only status {status}"))),
             _ => Sdp::parse(&answer.body)
                 .map_err(|reason| failed(format!("the body is no SDP: {reason}")))
                 .and_then(|sdp| Ok(Exchange { offer: Sdp::parse(offer).map_err(failed)?, answer: sdp })),
@@ -364,7 +364,7 @@ pub(crate) fn open<'a>(server: &Server<'a>, list: &mut Checklist) -> Result<Sess
     // What answers 200 may still hold a session to look at; what refused holds none.
     let session = session.and_then(|session| {
         let refused = !session.answer.is_success() && session.answer.status != 406;
-        if refused { skip("there is no session") } else { Ok(session) }
+        if refused { Err(Flaw::Unreached("there is no session".into())) } else { Ok(session) }
     });
     list.row("POST of an offer makes a session (201)", s.setup, made);
     let kind = after(&session).and_then(|session| {
