@@ -5,6 +5,7 @@ mod limit;
 mod metrics;
 mod pages;
 mod problem;
+mod session;
 mod whep;
 mod whip;
 mod ws;
@@ -73,8 +74,8 @@ impl Default for HttpConfig {
 pub(crate) struct App {
     pub(crate) engine: Arc<MediaEngine>,
     pub(crate) streams: Streams,
-    pub(crate) sessions: Arc<whep::Sessions>,
-    pub(crate) publications: Arc<whip::Publications>,
+    pub(crate) sessions: Arc<session::Sessions>,
+    pub(crate) publications: Arc<session::Sessions>,
     pub(crate) rooms: Arc<ws::RoomHub>,
     pub(crate) limiter: Arc<limit::PostLimiter>,
     pub(crate) config: Arc<HttpConfig>,
@@ -142,26 +143,29 @@ fn router(app: App) -> Router {
     let public = Router::new()
         .route(
             "/whep/{stream}",
-            get(whep::endpoint).post(whep::create).options(whep::options).fallback(whep::wrong_method),
+            get(whep::endpoint).post(whep::create).options(session::options).fallback(whep::wrong_method),
         )
         .route(
             "/whep/{stream}/{session}",
             get(whep::session)
                 .patch(whep::patch)
                 .delete(whep::delete)
-                .options(whep::options)
+                .options(session::options)
                 .fallback(whep::wrong_method),
         )
         .route(
             "/whip/{stream}",
-            axum::routing::post(whip::create).options(whep::options).get(whip::reserved).fallback(whip::wrong_method),
+            axum::routing::post(whip::create)
+                .options(session::options)
+                .get(whip::endpoint)
+                .fallback(whip::wrong_method),
         )
         .route(
             "/whip/{stream}/{session}",
             axum::routing::patch(whip::patch)
                 .delete(whip::delete)
-                .options(whep::options)
-                .get(whip::reserved)
+                .options(session::options)
+                .get(whip::session)
                 .fallback(whip::wrong_method),
         )
         .route("/player.js", get(pages::player))

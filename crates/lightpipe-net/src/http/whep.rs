@@ -1,73 +1,19 @@
 //! WHEP: POST makes a session, PATCH trickles or restarts ICE, DELETE ends it.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, MAX_SDP_LEN};
-use lightpipe_signal::SdpFrag;
-use lightpipe_signal::whep::{self, Patch};
+use axum::response::Response;
+use lightpipe_rtc::MAX_SDP_LEN;
+use lightpipe_signal::whep;
 
 use super::App;
 use super::problem::Problem;
+use super::session::{admit, text_body, text_header};
 use crate::media::Transport;
-
-/// A body must be there within this; a slower sender is not a viewer.
-const BODY_LIMIT: Duration = Duration::from_secs(10);
-
-/// Open WHEP sessions by id.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions {
-    by_id: Mutex<HashMap<String, Session>>,
-}
-
-#[derive(Debug, Clone)]
-struct Session {
-    key: u64,
-    stream: String,
-    /// Names the current ICE session (RFC 9725 §4.3.1), with quotes.
-    etag: String,
-    remote_ufrag: String,
-    restarts: u32,
-}
-
-impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn find(&self, id: &str, stream: &str) -> Result<Session, Problem> {
-        self.lock().get(id).filter(|s| s.stream == stream).cloned().ok_or_else(|| {
-            Problem::new(StatusCode::NOT_FOUND, "no_such_session", "There is no such session; it may have ended.")
-        })
-    }
-}
-
-pub(crate) fn text_header(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
-    headers.get(name).and_then(|v| v.to_str().ok())
-}
-
-pub(crate) async fn text_body(body: Body, limit: usize) -> Result<String, Problem> {
-    let bytes = tokio::time::timeout(BODY_LIMIT, to_bytes(body, limit))
-        .await
-        .map_err(|_| {
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "The request's body did not come in time.")
-        })?
-        .map_err(|_| {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                format!("The body is larger than {limit} bytes, or was cut off."),
-            )
-        })?;
-    String::from_utf8(bytes.into())
-        .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "bad_encoding", "The body is not UTF-8."))
-}
 
 /// `POST /whep/{stream}`.
 pub(crate) async fn create(
@@ -77,52 +23,18 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    if !app.limiter.admit(from.ip(), Instant::now()) {
-        return Err(Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too_many_requests",
-            "Too many sessions were asked for from this address.",
-        ));
-    }
+    admit(&app, from.ip())?;
     let stream = app.streams.find(&name).ok_or_else(|| Problem::no_such_stream(&name, &app.streams.names()))?;
     whep::check_post(text_header(&headers, header::CONTENT_TYPE))?;
     let offer = text_body(body, MAX_SDP_LEN).await?;
-    let remote_ufrag = whep::ice_ufrag(&offer).to_owned();
     let engine = Arc::clone(&app.engine);
     // Key and certificate work: a few milliseconds that other requests should not wait for.
+    let given = offer.clone();
     let viewer =
-        tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &offer, Transport::Whep)).await.map_err(
+        tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &given, Transport::Whep)).await.map_err(
             |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up."),
         )??;
-    let id = viewer.id;
-    let etag = format!("\"{id}-0\"");
-    let session = Session { key: viewer.key, stream: name.clone(), etag: etag.clone(), remote_ufrag, restarts: 0 };
-    app.sessions.lock().insert(id.clone(), session);
-    tokio::spawn({
-        let (sessions, id) = (Arc::clone(&app.sessions), id.clone());
-        async move {
-            let _ = viewer.closed.await;
-            sessions.lock().remove(&id);
-        }
-    });
-    let location = format!("/whep/{}/{id}", urlencode(&name));
-    let mut response = (
-        StatusCode::CREATED,
-        [(header::CONTENT_TYPE, whep::SDP.to_owned()), (header::LOCATION, location), (header::ETAG, etag)],
-        viewer.answer,
-    )
-        .into_response();
-    add_ice_servers(&app, &mut response);
-    Ok(response)
-}
-
-/// `OPTIONS`. A CORS preflight is told no ICE servers: TURN passwords are for whoever posts an offer (RFC 9725 §4.6).
-pub(crate) async fn options(State(app): State<App>, headers: HeaderMap) -> Response {
-    let mut response = (StatusCode::NO_CONTENT, [("accept-post", whep::SDP)]).into_response();
-    if !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
-        add_ice_servers(&app, &mut response);
-    }
-    response
+    Ok(app.sessions.open(&app, "whep", &name, &offer, viewer, || std::future::ready(())))
 }
 
 /// `GET` and `HEAD` of an endpoint, which has no representation: success without content (draft §4.1).
@@ -136,8 +48,7 @@ pub(crate) async fn session(
     State(app): State<App>,
     Path((stream, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    app.sessions.find(&id, &stream)?;
-    Ok(StatusCode::NO_CONTENT)
+    app.sessions.look(&stream, &id)
 }
 
 /// `PATCH /whep/{stream}/{session}`.
@@ -147,53 +58,7 @@ pub(crate) async fn patch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let session = app.sessions.find(&id, &stream)?;
-    let body = text_body(body, 64 << 10).await?;
-    let patch = whep::check_patch(
-        text_header(&headers, header::CONTENT_TYPE),
-        text_header(&headers, header::IF_MATCH),
-        &body,
-        &session.etag,
-        &session.remote_ufrag,
-    )?;
-    match patch {
-        Patch::Trickle(candidates) => {
-            trickle(&app, session.key, &candidates)?;
-            // Without an ETag, which only a restart changes (draft §4.4.2).
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-        Patch::Restart { ufrag, pwd, candidates } => {
-            let local = app.engine.restart_ice(session.key, Credentials { ufrag: ufrag.clone(), pwd }).await?;
-            trickle(&app, session.key, &candidates)?;
-            let restarts = session.restarts + 1;
-            let etag = format!("\"{id}-{restarts}\"");
-            if let Some(entry) = app.sessions.lock().get_mut(&id) {
-                entry.etag.clone_from(&etag);
-                entry.remote_ufrag = ufrag;
-                entry.restarts = restarts;
-            }
-            let ours: Vec<String> =
-                app.engine.addresses().iter().enumerate().map(|(n, a)| host_candidate(n, a)).collect();
-            let answer = SdpFrag::answer(&local.ufrag, &local.pwd, &ours);
-            Ok((StatusCode::OK, [(header::CONTENT_TYPE, whep::TRICKLE.to_owned()), (header::ETAG, etag)], answer)
-                .into_response())
-        }
-    }
-}
-
-fn trickle(app: &App, key: u64, candidates: &[String]) -> Result<(), Problem> {
-    for text in candidates {
-        let candidate = Candidate::parse(text)
-            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad_candidate", e.to_string()))?;
-        app.engine.add_candidate(key, candidate);
-    }
-    Ok(())
-}
-
-/// RFC 8839 §5.1; the priority formula of RFC 8445 §5.1.2.1 for a host candidate, earlier addresses preferred.
-pub(crate) fn host_candidate(index: usize, address: &SocketAddr) -> String {
-    let priority = (126u32 << 24) | (65_535u32.saturating_sub(index as u32) << 8) | 255;
-    format!("candidate:{} 1 udp {priority} {} {} typ host", index + 1, address.ip(), address.port())
+    app.sessions.patch(&app, &stream, &id, &headers, body).await
 }
 
 /// `DELETE /whep/{stream}/{session}`.
@@ -201,10 +66,7 @@ pub(crate) async fn delete(
     State(app): State<App>,
     Path((stream, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let session = app.sessions.find(&id, &stream)?;
-    app.sessions.lock().remove(&id);
-    app.engine.close(session.key, DisconnectCause::SignallingClosed);
-    Ok(StatusCode::OK)
+    app.sessions.delete(&app, &stream, &id)
 }
 
 pub(crate) async fn wrong_method() -> Problem {
@@ -213,43 +75,4 @@ pub(crate) async fn wrong_method() -> Problem {
         "wrong_method",
         "POST an offer to /whep/{stream}; PATCH and DELETE go to the session's own URL. To watch in a browser open /watch/{stream}.",
     )
-}
-
-/// RFC 9725 §4.6.
-pub(crate) fn add_ice_servers(app: &App, response: &mut Response) {
-    for server in &app.config.ice_servers {
-        if let Ok(value) = http::HeaderValue::from_str(&server.to_link()) {
-            response.headers_mut().append(header::LINK, value);
-        }
-    }
-}
-
-/// Percent-encodes a path segment (RFC 3986 §2.3: all but unreserved characters).
-pub(crate) fn urlencode(segment: &str) -> String {
-    let mut out = String::with_capacity(segment.len());
-    for byte in segment.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_candidates_parse() {
-        let text = host_candidate(0, &SocketAddr::from(([127, 0, 0, 1], 8080)));
-        assert_eq!(Candidate::parse(&text), Ok(Candidate::Usable(text.clone())));
-    }
-
-    #[test]
-    fn stream_names_are_safe_in_a_location() {
-        assert_eq!(urlencode("a b/é"), "a%20b%2F%C3%A9");
-        assert_eq!(urlencode("cube-1_2.x~"), "cube-1_2.x~");
-    }
 }

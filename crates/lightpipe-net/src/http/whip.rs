@@ -3,24 +3,22 @@
 //! A stream of a publisher outlives it for [`GRACE`]: its viewers keep their connections and see the new picture when the publisher
 //! comes back.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use lightpipe_media::Stream;
 use lightpipe_media::stream::Health;
-use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, MAX_SDP_LEN, Offered};
-use lightpipe_signal::SdpFrag;
-use lightpipe_signal::whep::{self, Patch};
+use lightpipe_rtc::{DisconnectCause, MAX_SDP_LEN, Offered};
+use lightpipe_signal::whep;
 
 use super::App;
 use super::problem::Problem;
-use super::whep::{add_ice_servers, host_candidate, text_body, text_header, urlencode};
+use super::session::{self, text_body, text_header};
 
 /// How long a stream waits for its publisher to come back.
 const GRACE: Duration = Duration::from_secs(60);
@@ -42,39 +40,6 @@ pub struct PublishConfig {
     pub token: String,
     /// Origins of foreign pages that may publish, such as `https://studio.example`; `*` is all.
     pub origins: Vec<String>,
-}
-
-/// Open WHIP sessions by id.
-#[derive(Debug, Default)]
-pub(crate) struct Publications {
-    by_id: Mutex<HashMap<String, Session>>,
-}
-
-#[derive(Debug, Clone)]
-struct Session {
-    key: u64,
-    stream: String,
-    /// Names the current ICE session (RFC 9725 §4.3.1), with quotes.
-    etag: String,
-    remote_ufrag: String,
-    restarts: u32,
-}
-
-impl Publications {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn find(&self, id: &str, stream: &str) -> Result<Session, Problem> {
-        self.lock().get(id).filter(|s| s.stream == stream).cloned().ok_or_else(|| {
-            Problem::new(StatusCode::NOT_FOUND, "no_such_session", "There is no such session; it may have ended.")
-        })
-    }
-
-    /// The publisher that a stream has now.
-    fn of_stream(&self, stream: &str) -> Option<u64> {
-        self.lock().values().find(|s| s.stream == stream).map(|s| s.key)
-    }
 }
 
 /// Publishing changes what others see, so unlike watching it is not open to every page and everybody.
@@ -119,13 +84,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    if !app.limiter.admit(from.ip(), Instant::now()) {
-        return Err(Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too_many_requests",
-            "Too many sessions were asked for from this address.",
-        ));
-    }
+    session::admit(&app, from.ip())?;
     admit(&app, &headers)?;
     let valid = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if !valid {
@@ -137,12 +96,11 @@ pub(crate) async fn create(
     }
     whep::check_post(text_header(&headers, header::CONTENT_TYPE))?;
     let offer = text_body(body, MAX_SDP_LEN).await?;
-    let remote_ufrag = whep::ice_ufrag(&offer).to_owned();
     make_way(&app, &name).await?;
     let existing = app.streams.find(&name);
     let prefer = existing.as_ref().filter(|stream| stream.has_video()).map(|stream| stream.codec());
     let publisher = {
-        let (app, name) = (app.clone(), name.clone());
+        let (app, name, offer) = (app.clone(), name.clone(), offer.clone());
         // Key and certificate work: a few milliseconds that other requests should not wait for.
         tokio::task::spawn_blocking(move || {
             app.engine.add_publisher(&offer, prefer, |offered| stream_for(&app, &name, existing, offered))
@@ -152,28 +110,14 @@ pub(crate) async fn create(
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up.")
         })??
     };
-    let id = publisher.id;
-    let etag = format!("\"{id}-0\"");
-    let session = Session { key: publisher.key, stream: name.clone(), etag: etag.clone(), remote_ufrag, restarts: 0 };
-    app.publications.lock().insert(id.clone(), session);
-    tokio::spawn({
-        let (app, id, name) = (app.clone(), id.clone(), name.clone());
-        async move {
-            let _ = publisher.closed.await;
-            app.publications.lock().remove(&id);
+    let left = {
+        let (app, name) = (app.clone(), name.clone());
+        || async move {
             tokio::time::sleep(GRACE).await;
             forget(&app, &name);
         }
-    });
-    let location = format!("/whip/{}/{id}", urlencode(&name));
-    let mut response = (
-        StatusCode::CREATED,
-        [(header::CONTENT_TYPE, whep::SDP.to_owned()), (header::LOCATION, location), (header::ETAG, etag)],
-        publisher.answer,
-    )
-        .into_response();
-    add_ice_servers(&app, &mut response);
-    Ok(response)
+    };
+    Ok(app.publications.open(&app, "whip", &name, &offer, publisher, left))
 }
 
 /// Refuses a second publisher of a name, or ends the first one.
@@ -253,8 +197,16 @@ fn end(app: &App, stream: &Arc<Stream>) {
 }
 
 /// GET and HEAD are reserved (RFC 9725 §4.1): success without content.
-pub(crate) async fn reserved() -> StatusCode {
+pub(crate) async fn endpoint() -> StatusCode {
     StatusCode::NO_CONTENT
+}
+
+/// The same of a session.
+pub(crate) async fn session(
+    State(app): State<App>,
+    Path((stream, id)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    app.publications.look(&stream, &id)
 }
 
 /// `PATCH /whip/{stream}/{session}`.
@@ -264,47 +216,7 @@ pub(crate) async fn patch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let session = app.publications.find(&id, &stream)?;
-    let body = text_body(body, 64 << 10).await?;
-    let patch = whep::check_patch(
-        text_header(&headers, header::CONTENT_TYPE),
-        text_header(&headers, header::IF_MATCH),
-        &body,
-        &session.etag,
-        &session.remote_ufrag,
-    )?;
-    match patch {
-        Patch::Trickle(candidates) => {
-            trickle(&app, session.key, &candidates)?;
-            // Without an ETag: the ICE session is the same (RFC 9725 §4.3.2).
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-        Patch::Restart { ufrag, pwd, candidates } => {
-            let local = app.engine.restart_ice(session.key, Credentials { ufrag: ufrag.clone(), pwd }).await?;
-            trickle(&app, session.key, &candidates)?;
-            let restarts = session.restarts + 1;
-            let etag = format!("\"{id}-{restarts}\"");
-            if let Some(entry) = app.publications.lock().get_mut(&id) {
-                entry.etag.clone_from(&etag);
-                entry.remote_ufrag = ufrag;
-                entry.restarts = restarts;
-            }
-            let ours: Vec<String> =
-                app.engine.addresses().iter().enumerate().map(|(n, a)| host_candidate(n, a)).collect();
-            let answer = SdpFrag::answer(&local.ufrag, &local.pwd, &ours);
-            Ok((StatusCode::OK, [(header::CONTENT_TYPE, whep::TRICKLE.to_owned()), (header::ETAG, etag)], answer)
-                .into_response())
-        }
-    }
-}
-
-fn trickle(app: &App, key: u64, candidates: &[String]) -> Result<(), Problem> {
-    for text in candidates {
-        let candidate = Candidate::parse(text)
-            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "bad_candidate", e.to_string()))?;
-        app.engine.add_candidate(key, candidate);
-    }
-    Ok(())
+    app.publications.patch(&app, &stream, &id, &headers, body).await
 }
 
 /// `DELETE /whip/{stream}/{session}`.
@@ -312,23 +224,15 @@ pub(crate) async fn delete(
     State(app): State<App>,
     Path((stream, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let session = app.publications.find(&id, &stream)?;
-    app.publications.lock().remove(&id);
-    app.engine.close(session.key, DisconnectCause::SignallingClosed);
-    Ok(StatusCode::OK)
+    app.publications.delete(&app, &stream, &id)
 }
 
-pub(crate) async fn wrong_method() -> Response {
-    let mut response = Problem::new(
+pub(crate) async fn wrong_method() -> Problem {
+    Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "wrong_method",
-        "POST an offer to /whip/{stream}; PATCH and DELETE go to the session's own URL.",
+        "POST an offer to /whip/{stream}; PATCH and DELETE go to the session's own URL. To publish from a browser open /publish/{stream}.",
     )
-    .into_response();
-    response
-        .headers_mut()
-        .insert(header::ALLOW, http::HeaderValue::from_static("GET, HEAD, POST, PATCH, DELETE, OPTIONS"));
-    response
 }
 
 #[cfg(test)]
