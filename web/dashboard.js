@@ -183,8 +183,8 @@ class Card {
   }
 }
 
-const TRANSPORTS = /** @type {Record<string, string>} */ ({ whep: 'WHEP', 'ws-plain': 'WebSocket', 'ws-room': 'Room' });
-const COLUMNS = ['Stream', 'State', 'Through', 'Age', 'Round trip', 'Loss', 'Estimate', 'Sent', 'Dropped'];
+const TRANSPORTS = /** @type {Record<string, string>} */ ({ whip: 'WHIP, publishing', whep: 'WHEP', 'ws-plain': 'WebSocket', 'ws-room': 'Room' });
+const COLUMNS = ['Stream', 'State', 'Through', 'Age', 'Round trip', 'Loss', 'Estimate', 'Media', 'Dropped'];
 
 class PeerRow {
   /** @type {HTMLElement[]} */ #cells;
@@ -207,7 +207,7 @@ class PeerRow {
       // `loss` is a fraction.
       known(peer.loss) ? `${number(peer.loss * 100, peer.loss > 0 ? 1 : 0)} %` : DASH,
       bitrate(peer.estimate_bps),
-      size(peer.sent_bytes),
+      size(peer.role === 'publisher' ? peer.received?.bytes : peer.sent_bytes),
       dropsByReason(peer.drops),
     ];
     texts.forEach((text, i) => setText(this.#cells[i], text));
