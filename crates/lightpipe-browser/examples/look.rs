@@ -16,6 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kind = if args.next().as_deref() == Some("firefox") { Kind::Firefox } else { Kind::Chromium };
     let options = Options::default()
         .with_viewport(1280, 900, false)
+        .with_fake_media_devices(true)
         .with_firefox_system_h264(true)
         // Firefox uses loopback addresses, and shows its own, only when told so.
         .with_firefox_pref("media.peerconnection.ice.loopback", "true")
