@@ -129,7 +129,6 @@ pub struct StreamStats {
 #[derive(Debug)]
 pub struct Stream {
     name: String,
-    codec: VideoCodec,
     state: Mutex<State>,
     /// Signalled when somebody starts wanting the stream, and when it closes.
     wanted: Condvar,
@@ -138,8 +137,8 @@ pub struct Stream {
     no_video: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
+    codec: VideoCodec,
     outlets: HashMap<u64, OutletEntry>,
     keyframe_requested: bool,
     last_keyframe: Option<MediaTime>,
@@ -149,6 +148,22 @@ struct State {
     stats: StreamStats,
     /// When the last pictures were published, and their bytes.
     recent: VecDeque<(MediaTime, usize)>,
+}
+
+impl State {
+    fn new(codec: VideoCodec) -> Self {
+        Self {
+            codec,
+            outlets: HashMap::new(),
+            keyframe_requested: false,
+            last_keyframe: None,
+            closed: false,
+            health: Health::default(),
+            capture_delay: Duration::ZERO,
+            stats: StreamStats::default(),
+            recent: VecDeque::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for State {
@@ -179,8 +194,7 @@ impl Stream {
     pub fn new(name: impl Into<String>, codec: VideoCodec) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            codec,
-            state: Mutex::default(),
+            state: Mutex::new(State::new(codec)),
             wanted: Condvar::new(),
             next_outlet: AtomicU64::new(0),
             has_audio: AtomicBool::new(false),
@@ -194,8 +208,18 @@ impl Stream {
     }
 
     /// Coding of its access units.
-    pub const fn codec(&self) -> VideoCodec {
-        self.codec
+    pub fn codec(&self) -> VideoCodec {
+        self.lock().codec
+    }
+
+    /// Producer side: what will come turned out just now, as with a stream of somebody else's server. Who came before expects what it
+    /// was told; end those viewers where the codec changes.
+    pub fn set_tracks(&self, video: Option<VideoCodec>, audio: bool) {
+        if let Some(codec) = video {
+            self.lock().codec = codec;
+        }
+        self.no_video.store(video.is_none(), Relaxed);
+        self.has_audio.store(audio, Relaxed);
     }
 
     /// Adds an outlet and asks for a keyframe on its behalf.

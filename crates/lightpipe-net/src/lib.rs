@@ -15,5 +15,5 @@ pub mod media;
 mod registry;
 
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
-pub use media::{EngineConfig, MediaEngine, NewViewer, ViewerError};
+pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};
 pub use registry::{NameTaken, StreamEntry, Streams};

@@ -13,7 +13,7 @@ mod peer;
 mod publisher;
 pub mod receiver;
 
-pub use negotiate::{Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
+pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
 pub use peer::{
     Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent,
     Tracks,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lightpipe_media::VideoCodec;
-use str0m::change::SdpOffer;
+use str0m::change::{SdpAnswer, SdpOffer};
 use str0m::format::{Codec, PayloadParams};
 use str0m::media::{MediaKind, Mid, Pt};
 
@@ -53,30 +53,88 @@ pub enum OfferError {
     },
 }
 
+/// Why an answer was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// Over a limit of ours.
+    #[error("the answer has {what}, more than the {limit} allowed")]
+    TooLarge {
+        /// What there is too much of.
+        what: String,
+        /// How much is allowed.
+        limit: usize,
+    },
+    /// Not SDP, or none that answers our offer.
+    #[error("the answer is not valid: {0}")]
+    Malformed(String),
+    /// Every track was rejected.
+    #[error("the answer takes none of the offered tracks")]
+    NothingTaken,
+    /// There was an answer already, or never an offer.
+    #[error("no answer is waited for")]
+    NotAwaited,
+}
+
+/// What is wrong with SDP before its content is looked at.
+enum SdpFlaw {
+    TooLarge { what: String, limit: usize },
+    Malformed(String),
+}
+
+impl From<SdpFlaw> for OfferError {
+    fn from(flaw: SdpFlaw) -> Self {
+        match flaw {
+            SdpFlaw::TooLarge { what, limit } => Self::TooLarge { what, limit },
+            SdpFlaw::Malformed(what) => Self::Malformed(what),
+        }
+    }
+}
+
+impl From<SdpFlaw> for AnswerError {
+    fn from(flaw: SdpFlaw) -> Self {
+        match flaw {
+            SdpFlaw::TooLarge { what, limit } => Self::TooLarge { what, limit },
+            SdpFlaw::Malformed(what) => Self::Malformed(what),
+        }
+    }
+}
+
 /// Checks limits and parses.
 pub(crate) fn parse_offer(sdp: &str) -> Result<SdpOffer, OfferError> {
+    SdpOffer::from_sdp_string(&usable(sdp)?).map_err(|e| OfferError::Malformed(e.to_string()))
+}
+
+/// The same for an answer.
+pub(crate) fn parse_answer(sdp: &str) -> Result<SdpAnswer, AnswerError> {
+    SdpAnswer::from_sdp_string(&usable(sdp)?).map_err(|e| AnswerError::Malformed(e.to_string()))
+}
+
+/// Checks limits, and leaves out what the engine must not see.
+fn usable(sdp: &str) -> Result<String, SdpFlaw> {
     if sdp.len() > MAX_SDP_LEN {
-        return Err(OfferError::TooLarge { what: format!("{} bytes", sdp.len()), limit: MAX_SDP_LEN });
+        return Err(SdpFlaw::TooLarge { what: format!("{} bytes", sdp.len()), limit: MAX_SDP_LEN });
     }
     let media_lines = sdp.lines().filter(|l| l.starts_with("m=")).count();
     if media_lines > MAX_MEDIA_LINES {
-        return Err(OfferError::TooLarge { what: format!("{media_lines} m-lines"), limit: MAX_MEDIA_LINES });
+        return Err(SdpFlaw::TooLarge { what: format!("{media_lines} m-lines"), limit: MAX_MEDIA_LINES });
     }
     // The engine drops an m-line that it cannot read and answers as if it had not been there. RFC 8866 §5.14: four fields.
     if let Some(short) = sdp.lines().find(|l| l.starts_with("m=") && l.split_ascii_whitespace().count() < 4) {
-        return Err(OfferError::Malformed(format!(
-            "incomplete m-line {:?}",
-            short.chars().take(80).collect::<String>()
-        )));
+        return Err(SdpFlaw::Malformed(format!("incomplete m-line {:?}", short.chars().take(80).collect::<String>())));
     }
     let candidates = sdp.lines().filter(|l| l.starts_with("a=candidate:")).count();
     if candidates > MAX_CANDIDATES {
-        return Err(OfferError::TooLarge { what: format!("{candidates} candidates"), limit: MAX_CANDIDATES });
+        return Err(SdpFlaw::TooLarge { what: format!("{candidates} candidates"), limit: MAX_CANDIDATES });
     }
     // Browsers behind mDNS write candidates that nobody but their own network resolves. The engine parses
     // addresses only, so these lines leave before it sees them; the peer-reflexive pair does the work.
-    let usable: String = sdp.lines().filter(|l| !is_mdns_candidate(l)).flat_map(|l| [l.trim_end(), "\r\n"]).collect();
-    SdpOffer::from_sdp_string(&usable).map_err(|e| OfferError::Malformed(e.to_string()))
+    Ok(sdp.lines().filter(|l| !is_mdns_candidate(l)).flat_map(|l| [l.trim_end(), "\r\n"]).collect())
+}
+
+/// Mids of a description, in order.
+pub(crate) fn mids_of(sdp: &str) -> Vec<Mid> {
+    sdp.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect()
 }
 
 fn is_mdns_candidate(line: &str) -> bool {

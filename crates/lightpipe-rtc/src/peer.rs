@@ -8,17 +8,17 @@ use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
 use lightpipe_media::{AccessUnit, AudioPacket, MediaClock, RtpClock, VideoCodec};
 use str0m::bwe::{Bitrate, BweKind};
-use str0m::change::SdpAnswer;
+use str0m::change::SdpPendingOffer;
 use str0m::channel::ChannelId;
 use str0m::config::DtlsCert;
-use str0m::media::{MediaTime as RtcTime, Mid};
+use str0m::media::{Direction, MediaKind, MediaTime as RtcTime, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc};
-use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc};
+use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc, RtcConfig};
 
 use crate::control::{self, FromPage, ToPage, ViewerStats};
 use crate::demux;
-use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
+use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
 use crate::pacer::{Admitted, Pacer};
 
 /// Packets kept for retransmission. Covers [`RTX_CACHE_AGE`] of a 6 Mbit/s stream; payloads are shared between viewers, so an
@@ -42,6 +42,10 @@ const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Silence of the media path after which another checked path takes over. A viewer's receiver reports come every
 /// second, its checks every two or three; the engine would stay on a path of higher priority until that is dead for good.
 const PATH_SILENCE: Duration = Duration::from_millis(2500);
+
+/// Silence of a server that we publish to after which it is gone. It answers our checks every two or three seconds; a viewer is given
+/// longer, because it may be walking between networks, and because here somebody waits to publish again.
+const SERVER_SILENCE: Duration = Duration::from_secs(8);
 
 /// First retransmission of a connectivity check; doubles from there. RFC 8445 §14.3 wants 500 ms for strangers' networks, but a viewer
 /// asked for these checks, and they are one small datagram each.
@@ -254,6 +258,9 @@ pub enum PeerError {
     /// The offer was refused.
     #[error(transparent)]
     Offer(#[from] OfferError),
+    /// The answer to our offer was refused.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
     /// A candidate was refused.
     #[error(transparent)]
     Candidate(#[from] CandidateError),
@@ -315,13 +322,15 @@ pub struct Credentials {
 
 /// One peer connection that sends a stream's video and audio.
 ///
-/// Calls: [`Self::answer`] makes it; begin with [`Self::handle`] and [`Input::Tick`]. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
+/// Calls: [`Self::answer`] makes it, or [`Self::offer`] and [`Self::accept_answer`]; begin with [`Self::handle`] and [`Input::Tick`]. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
 /// [`Self::send_stats`] or [`Self::close`] call [`Self::poll`] until it answers [`Output::WakeAt`]; at that
 /// instant call `handle` with [`Input::Tick`]. After [`PeerEvent::Closed`] drop it.
 #[derive(Debug)]
 pub struct Peer {
     rtc: Rtc,
     config: PeerConfig,
+    /// We offered, and wait for the answer.
+    pending: Option<SdpPendingOffer>,
     offer: String,
     tracks: Tracks,
     video: Option<Outgoing>,
@@ -332,6 +341,8 @@ pub struct Peer {
     created: Instant,
     connected: bool,
     path: Path,
+    /// When the server that we publish to was heard last; none if the other side is a viewer.
+    server_heard: Option<Instant>,
     /// Without a working candidate pair until then, the session is over.
     path_deadline: Option<Instant>,
     closing: Option<(DisconnectCause, Instant)>,
@@ -384,88 +395,83 @@ impl Peer {
     /// Answers an offer with what a stream has. The first picture sent will be a keyframe.
     pub fn answer(config: PeerConfig, offer: &str, tracks: Tracks, now: Instant) -> Result<(Self, String), PeerError> {
         let parsed = negotiate::parse_offer(offer)?;
-        let desired = Bitrate::from(config.desired_bitrate_bps);
-        let mut rtc_config = Rtc::builder()
-            .set_rtp_mode(true)
-            .set_dtls_cert(config.identity.certificate())
-            .set_stats_interval(Some(if config.estimate_bandwidth {
-                ESTIMATE_INTERVAL
-            } else {
-                Duration::from_secs(1)
-            }))
-            .set_sctp_max_buffered_amount(64 << 10)
-            .set_sctp_max_message_size(64 << 10)
-            .clear_codecs()
-            .enable_opus(true, false)
-            // Only what is used: each extension costs every packet some bytes. Not MID either: our answer names every SSRC, and
-            // the engine never stops sending it to a viewer that has RTX (800 instructions a packet, measured).
-            .clear_extension_map()
-            .set_extension(5, str0m::rtp::Extension::PlayoutDelay)
-            .set_extension(6, str0m::rtp::Extension::AbsoluteCaptureTime);
-        if config.estimate_bandwidth {
-            // Without it the receiver sends no transport feedback, twenty datagrams a second that nobody would read.
-            rtc_config = rtc_config.set_extension(3, str0m::rtp::Extension::TransportSequenceNumber);
+        let mut peer = Self::new(rtc_config(&config, tracks), config, tracks, now);
+        let answer = peer.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        let answer = answer.to_sdp_string();
+        peer.open_lines(&negotiate::mids_of(&answer));
+        if let Some(codec) = tracks.video.filter(|_| peer.video.is_none()) {
+            return Err(no_video(offer, codec).into());
         }
-        // Our first check leaves before the viewer has read our answer, and is dropped there; the retransmissions find it ready.
-        // At the engine's 250 ms a viewer with a host candidate in its offer needs a second to connect (measured).
-        rtc_config.set_initial_stun_rto(INITIAL_STUN_RTO);
-        match tracks.video {
-            Some(VideoCodec::Vp8) => rtc_config = rtc_config.enable_vp8(true),
-            _ => {
-                let codecs = rtc_config.codec_config();
-                codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
-                codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
-            }
+        if peer.video.is_none() && peer.audio.is_none() {
+            return Err(OfferError::NoAudio.into());
         }
-        if config.estimate_bandwidth {
-            rtc_config = rtc_config.enable_bwe(Some(desired));
+        offer.clone_into(&mut peer.offer);
+        peer.candidates = offer.matches("a=candidate:").count();
+        Ok((peer, negotiate::in_one_stream(&answer)))
+    }
+
+    /// Offers what a stream has: the sending end of WHIP. [`Self::accept_answer`] comes next; until then the session waits, for as
+    /// long as the caller likes. The first picture sent will be a keyframe.
+    pub fn offer(config: PeerConfig, tracks: Tracks, now: Instant) -> Result<(Self, String), PeerError> {
+        // RFC 8843 §15 wants MID in an offer, and a server that reads no `a=ssrc` needs it.
+        let rtc_config = rtc_config(&config, tracks).set_extension(4, str0m::rtp::Extension::RtpMid);
+        let mut peer = Self::new(rtc_config, config, tracks, now);
+        let mut change = peer.rtc.sdp_api();
+        // One media stream (RFC 8830) for both, or a receiver would not play them in sync.
+        let stream = Some(format!("{:016x}", fastrand::u64(..)));
+        let kinds = [(tracks.video.is_some(), MediaKind::Video), (tracks.audio, MediaKind::Audio)];
+        for (_, kind) in kinds.into_iter().filter(|(has, _)| *has) {
+            change.add_media(kind, Direction::SendOnly, stream.clone(), None, None);
         }
+        let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
+        peer.pending = Some(pending);
+        peer.offer = offer.to_sdp_string();
+        let offer = peer.offer.clone();
+        Ok((peer, offer))
+    }
+
+    /// Takes the answer to [`Self::offer`]. A track that the other side does not take is not sent; none at all is an error, and so is
+    /// a second answer.
+    pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {
+        let parsed = negotiate::parse_answer(answer)?;
+        let pending = self.pending.take().ok_or(AnswerError::NotAwaited)?;
+        self.rtc.sdp_api().accept_answer(pending, parsed).map_err(|e| AnswerError::Malformed(e.to_string()))?;
+        self.created = now;
+        self.server_heard = Some(now);
+        self.candidates = answer.matches("a=candidate:").count();
+        let mids = negotiate::mids_of(&self.offer);
+        self.open_lines(&mids);
+        if self.video.is_none() && self.audio.is_none() {
+            return Err(AnswerError::NothingTaken.into());
+        }
+        Ok(())
+    }
+
+    fn new(rtc_config: RtcConfig, config: PeerConfig, tracks: Tracks, now: Instant) -> Self {
         let mut rtc = rtc_config.build(now);
         for address in config.addresses.iter().filter(|a| negotiate::is_advertisable(a)) {
             if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
                 rtc.add_local_candidate(candidate);
             }
         }
-        let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
-        let mids = mids_of(&answer);
-        let video = tracks
-            .video
-            .map(|codec| negotiate::video_line(&rtc, &mids, codec).ok_or_else(|| no_video(offer, codec)))
-            .transpose()?;
-        let audio = tracks.audio.then(|| negotiate::audio_line(&rtc, &mids)).flatten();
-        if video.is_none() && audio.is_none() {
-            return Err(OfferError::NoAudio.into());
-        }
-        let mut direct = rtc.direct_api();
-        let video = video
-            .map(|line| {
-                let stream = direct.stream_tx_by_mid(line.mid, None).ok_or(OfferError::NoVideo)?;
-                stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
-                stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(RTX_RATIO_CAP));
-                Ok::<_, OfferError>(Outgoing::new(line, stream.ssrc(), VIDEO_CLOCK_RATE_HZ))
-            })
-            .transpose()?;
-        let audio = audio.and_then(|line| {
-            let stream = direct.stream_tx_by_mid(line.mid, None)?;
-            stream.set_unpaced(true);
-            Some(Outgoing::new(line, stream.ssrc(), SAMPLE_RATE_HZ))
-        });
         if config.estimate_bandwidth {
-            rtc.bwe().set_bitrate(Bitrate::ZERO, desired);
+            rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(config.desired_bitrate_bps));
         }
-        let mut peer = Self {
+        Self {
             rtc,
             config,
-            offer: offer.to_owned(),
+            pending: None,
+            offer: String::new(),
             tracks,
-            video,
-            audio,
+            video: None,
+            audio: None,
             pacer: Pacer::new(),
             channel: None,
             candidates: 0,
             created: now,
             connected: false,
             path: Path::default(),
+            server_heard: None,
             path_deadline: None,
             closing: None,
             said_goodbye: false,
@@ -484,9 +490,25 @@ impl Peer {
             last_capture: None,
             last_audio_capture: None,
             sent: Vec::new(),
-        };
-        peer.candidates = offer.matches("a=candidate:").count();
-        Ok((peer, negotiate::in_one_stream(&answer.to_sdp_string())))
+        }
+    }
+
+    /// Finds the lines on which we send, once both sides have agreed.
+    fn open_lines(&mut self, mids: &[Mid]) {
+        let video = self.tracks.video.and_then(|codec| negotiate::video_line(&self.rtc, mids, codec));
+        let audio = if self.tracks.audio { negotiate::audio_line(&self.rtc, mids) } else { None };
+        let mut direct = self.rtc.direct_api();
+        self.video = video.and_then(|line| {
+            let stream = direct.stream_tx_by_mid(line.mid, None)?;
+            stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
+            stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(RTX_RATIO_CAP));
+            Some(Outgoing::new(line, stream.ssrc(), VIDEO_CLOCK_RATE_HZ))
+        });
+        self.audio = audio.and_then(|line| {
+            let stream = direct.stream_tx_by_mid(line.mid, None)?;
+            stream.set_unpaced(true);
+            Some(Outgoing::new(line, stream.ssrc(), SAMPLE_RATE_HZ))
+        });
     }
 
     /// Accepts a new offer for the same session (renegotiation, or an ICE restart by a whole offer).
@@ -590,6 +612,7 @@ impl Peer {
                     return Err(PeerError::NotMine);
                 }
                 self.path.heard(now, from, payload);
+                self.server_heard = self.server_heard.map(|_| now);
                 self.engine_now = self.engine_now.max(now);
                 self.engine(|rtc| rtc.handle_input(input))?;
             }
@@ -704,10 +727,16 @@ impl Peer {
         if let Some((_, limit)) = self.closing {
             at = at.min(limit);
         }
-        if !self.connected {
+        if !self.connected && self.pending.is_none() {
             at = at.min(self.created + ICE_CONNECT_LIMIT);
         }
-        self.path_deadline.map_or(at, |deadline| at.min(deadline))
+        self.path_ends().map_or(at, |end| at.min(end))
+    }
+
+    /// When an established connection counts as lost, as things stand.
+    fn path_ends(&self) -> Option<Instant> {
+        let silence = self.server_heard.map(|at| at + SERVER_SILENCE);
+        self.path_deadline.into_iter().chain(silence).min().filter(|_| self.connected)
     }
 
     fn is_probing(&self, now: Instant) -> bool {
@@ -726,9 +755,11 @@ impl Peer {
             if now >= limit {
                 self.finish(cause);
             }
+        } else if self.pending.is_some() {
+            // The clock starts with the answer.
         } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
             self.finish(DisconnectCause::IceNeverConnected);
-        } else if self.connected && self.path_deadline.is_some_and(|deadline| now >= deadline) {
+        } else if self.path_ends().is_some_and(|end| now >= end) {
             self.finish(DisconnectCause::IceTimeout);
         }
     }
@@ -1030,6 +1061,41 @@ impl Path {
     }
 }
 
+/// The engine for what a stream has to send.
+fn rtc_config(config: &PeerConfig, tracks: Tracks) -> RtcConfig {
+    let mut rtc_config = Rtc::builder()
+        .set_rtp_mode(true)
+        .set_dtls_cert(config.identity.certificate())
+        .set_stats_interval(Some(if config.estimate_bandwidth { ESTIMATE_INTERVAL } else { Duration::from_secs(1) }))
+        .set_sctp_max_buffered_amount(64 << 10)
+        .set_sctp_max_message_size(64 << 10)
+        .clear_codecs()
+        .enable_opus(true, false)
+        // Only what is used: each extension costs every packet some bytes. Not MID either: our answer names every SSRC, and
+        // the engine never stops sending it to a viewer that has RTX (800 instructions a packet, measured).
+        .clear_extension_map()
+        .set_extension(5, str0m::rtp::Extension::PlayoutDelay)
+        .set_extension(6, str0m::rtp::Extension::AbsoluteCaptureTime);
+    if config.estimate_bandwidth {
+        // Without it the receiver sends no transport feedback, twenty datagrams a second that nobody would read.
+        rtc_config = rtc_config
+            .set_extension(3, str0m::rtp::Extension::TransportSequenceNumber)
+            .enable_bwe(Some(Bitrate::from(config.desired_bitrate_bps)));
+    }
+    // Our first check leaves before the viewer has read our answer, and is dropped there; the retransmissions find it ready.
+    // At the engine's 250 ms a viewer with a host candidate in its offer needs a second to connect (measured).
+    rtc_config.set_initial_stun_rto(INITIAL_STUN_RTO);
+    match tracks.video {
+        Some(VideoCodec::Vp8) => rtc_config.enable_vp8(true),
+        _ => {
+            let codecs = rtc_config.codec_config();
+            codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+            codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+            rtc_config
+        }
+    }
+}
+
 /// Whether a wake-up of the engine may come late by [`SHARED_TURNS`]: nothing on the wire waits for it.
 const fn can_wait(reason: Reason) -> bool {
     matches!(
@@ -1069,10 +1135,4 @@ fn no_video(offer: &str, codec: VideoCodec) -> OfferError {
     } else {
         OfferError::NoVideo
     }
-}
-
-/// Mids of an answer, in order.
-fn mids_of(answer: &SdpAnswer) -> Vec<Mid> {
-    let sdp = answer.to_sdp_string();
-    sdp.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect()
 }

@@ -1,4 +1,4 @@
-//! Somebody who publishes to us: the receiving end of WHIP.
+//! Somebody who publishes to us: the receiving end of WHIP, and of WHEP where we are the player.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,13 +8,14 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
 use lightpipe_media::{AccessUnit, ArrivalClock, AudioPacket, MediaTime, Stages, TrackClock, VideoCodec};
-use str0m::media::{MediaKind, Mid};
+use str0m::change::SdpPendingOffer;
+use str0m::media::{Direction, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::RtpPacket;
-use str0m::{IceConnectionState, IceCreds, Rtc};
+use str0m::{IceConnectionState, IceCreds, Rtc, RtcConfig};
 
 use crate::inbound::Inbound;
-use crate::negotiate::{self, Candidate, CandidateError, MAX_CANDIDATES, OfferError};
+use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError};
 use crate::peer::{Credentials, DisconnectCause, Output, PeerConfig, PeerError, PeerEvent};
 use crate::receiver::ReceiverCounters;
 
@@ -55,6 +56,8 @@ pub struct Offered {
 pub struct Publisher {
     rtc: Rtc,
     config: PeerConfig,
+    /// We offered, and wait for the answer.
+    pending: Option<SdpPendingOffer>,
     offer: String,
     offered: Offered,
     video: Option<(Inbound, TrackClock)>,
@@ -95,57 +98,65 @@ impl Publisher {
     ) -> Result<(Self, String), PeerError> {
         let parsed = negotiate::parse_offer(offer)?;
         let codec = negotiate::published_codec(offer, prefer);
-        let mut rtc_config = Rtc::builder()
-            .set_rtp_mode(true)
-            .set_dtls_cert(config.identity.certificate())
-            .set_stats_interval(None)
-            .clear_codecs()
-            .enable_opus(true, false);
         // One codec only: the stream's viewers are told it before the first packet comes.
-        match codec {
-            Some(VideoCodec::Vp8) => rtc_config = rtc_config.enable_vp8(true),
-            Some(_) => {
-                let codecs = rtc_config.codec_config();
-                codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
-                codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
-            }
-            None => {}
+        let codecs: Vec<VideoCodec> = codec.into_iter().collect();
+        let mut publisher = Self::new(rtc_config(&config, &codecs), config, now);
+        let answer = publisher.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
+        let answer = answer.to_sdp_string();
+        publisher.open_lines(&negotiate::mids_of(&answer), codec);
+        if publisher.video.is_none() && publisher.audio.is_none() {
+            return Err(OfferError::NothingPublished { offered: negotiate::offered_video_codecs(offer) }.into());
         }
+        publisher.candidates = offer.matches("a=candidate:").count();
+        offer.clone_into(&mut publisher.offer);
+        Ok((publisher, answer))
+    }
+
+    /// Asks for a stream: the receiving end of WHEP. H.264 is wanted more than VP8. [`Self::accept_answer`] comes next; until then the
+    /// session waits, for as long as the caller likes.
+    pub fn offer(config: PeerConfig, now: Instant) -> Result<(Self, String), PeerError> {
+        let mut publisher = Self::new(rtc_config(&config, &[VideoCodec::H264, VideoCodec::Vp8]), config, now);
+        let mut change = publisher.rtc.sdp_api();
+        change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
+        change.add_media(MediaKind::Audio, Direction::RecvOnly, None, None, None);
+        let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
+        publisher.pending = Some(pending);
+        publisher.offer = offer.to_sdp_string();
+        let offer = publisher.offer.clone();
+        Ok((publisher, offer))
+    }
+
+    /// Takes the answer to [`Self::offer`]; what will come is [`Self::offered`] then. One without any track is an error, and so is a
+    /// second answer.
+    pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {
+        let parsed = negotiate::parse_answer(answer)?;
+        let pending = self.pending.take().ok_or(AnswerError::NotAwaited)?;
+        self.rtc.sdp_api().accept_answer(pending, parsed).map_err(|e| AnswerError::Malformed(e.to_string()))?;
+        self.created = now;
+        self.candidates = answer.matches("a=candidate:").count();
+        self.open_lines(&negotiate::mids_of(&self.offer.clone()), negotiate::published_codec(answer, None));
+        if self.video.is_none() && self.audio.is_none() {
+            return Err(AnswerError::NothingTaken.into());
+        }
+        Ok(())
+    }
+
+    fn new(rtc_config: RtcConfig, config: PeerConfig, now: Instant) -> Self {
         let mut rtc = rtc_config.build(now);
         for address in config.addresses.iter().filter(|a| negotiate::is_advertisable(a)) {
             if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
                 rtc.add_local_candidate(candidate);
             }
         }
-        let answer = rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
-        let answer = answer.to_sdp_string();
-        let mids: Vec<Mid> =
-            answer.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect();
-        let receiving = |kind: MediaKind| {
-            mids.iter().copied().find(|mid| {
-                rtc.media(*mid)
-                    .is_some_and(|m| m.kind() == kind && m.direction().is_receiving() && !m.remote_pts().is_empty())
-            })
-        };
-        let video = codec.and_then(|codec| Some((Inbound::new(receiving(MediaKind::Video)?, codec), codec)));
-        let audio = receiving(MediaKind::Audio);
-        let offered = Offered { video: video.as_ref().map(|(_, codec)| *codec), audio: audio.is_some() };
-        if video.is_none() && audio.is_none() {
-            return Err(OfferError::NothingPublished { offered: negotiate::offered_video_codecs(offer) }.into());
-        }
-        let publisher = Self {
+        Self {
             rtc,
-            candidates: offer.matches("a=candidate:").count(),
+            candidates: 0,
             config,
-            offer: offer.to_owned(),
-            offered,
-            video: video.map(|(inbound, _)| (inbound, TrackClock::new(VIDEO_CLOCK_RATE_HZ))),
-            audio: audio.map(|mid| Sound {
-                mid,
-                clock: TrackClock::new(SAMPLE_RATE_HZ),
-                next_seq_no: None,
-                last: None,
-            }),
+            pending: None,
+            offer: String::new(),
+            offered: Offered { video: None, audio: false },
+            video: None,
+            audio: None,
             wall: ArrivalClock::default(),
             created: now,
             connected: false,
@@ -155,8 +166,24 @@ impl Publisher {
             closed: false,
             events: VecDeque::new(),
             published: VecDeque::new(),
+        }
+    }
+
+    /// Finds the lines on which we receive, once both sides have agreed.
+    fn open_lines(&mut self, mids: &[Mid], codec: Option<VideoCodec>) {
+        let receiving = |kind: MediaKind| {
+            mids.iter().copied().find(|mid| {
+                self.rtc
+                    .media(*mid)
+                    .is_some_and(|m| m.kind() == kind && m.direction().is_receiving() && !m.remote_pts().is_empty())
+            })
         };
-        Ok((publisher, answer))
+        let video = codec.and_then(|codec| Some((codec, receiving(MediaKind::Video)?)));
+        let audio = receiving(MediaKind::Audio);
+        self.offered = Offered { video: video.map(|(codec, _)| codec), audio: audio.is_some() };
+        self.video = video.map(|(codec, mid)| (Inbound::new(mid, codec), TrackClock::new(VIDEO_CLOCK_RATE_HZ)));
+        self.audio =
+            audio.map(|mid| Sound { mid, clock: TrackClock::new(SAMPLE_RATE_HZ), next_seq_no: None, last: None });
     }
 
     /// What it publishes.
@@ -289,7 +316,7 @@ impl Publisher {
                     }
                     let gap = self.video.as_ref().and_then(|(inbound, _)| inbound.wake_at());
                     let limits = [gap, self.closing.map(|(_, limit)| limit), self.path_deadline];
-                    let connect = (!self.connected).then(|| self.created + ICE_CONNECT_LIMIT);
+                    let connect = (!self.connected && self.pending.is_none()).then(|| self.created + ICE_CONNECT_LIMIT);
                     return Output::WakeAt(limits.into_iter().flatten().chain(connect).fold(at, Instant::min));
                 }
                 Err(_) => self.finish(self.closing.map_or(DisconnectCause::Failed, |(cause, _)| cause)),
@@ -302,6 +329,8 @@ impl Publisher {
             if now >= limit {
                 self.finish(cause);
             }
+        } else if self.pending.is_some() {
+            // The clock starts with the answer.
         } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
             self.finish(DisconnectCause::IceNeverConnected);
         } else if self.connected && self.path_deadline.is_some_and(|deadline| now >= deadline) {
@@ -402,4 +431,26 @@ impl Publisher {
             self.published.push_back(Published::Picture(Arc::new(unit)));
         }
     }
+}
+
+/// The engine for pictures of these codecs, and sound.
+fn rtc_config(config: &PeerConfig, codecs: &[VideoCodec]) -> RtcConfig {
+    let mut rtc_config = Rtc::builder()
+        .set_rtp_mode(true)
+        .set_dtls_cert(config.identity.certificate())
+        .set_stats_interval(None)
+        .clear_codecs()
+        .enable_opus(true, false);
+    for codec in codecs {
+        rtc_config = match codec {
+            VideoCodec::Vp8 => rtc_config.enable_vp8(true),
+            _ => {
+                let codecs = rtc_config.codec_config();
+                codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+                codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+                rtc_config
+            }
+        };
+    }
+    rtc_config
 }

@@ -15,7 +15,7 @@ use lightpipe_signal::whep::{self, Patch};
 
 use super::App;
 use super::problem::Problem;
-use crate::media::NewViewer;
+use crate::media::NewSession;
 
 /// A body must be there within this; a slower sender is no peer.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
@@ -63,10 +63,10 @@ impl Sessions {
         endpoint: &str,
         stream: &str,
         offer: &str,
-        peer: NewViewer,
+        peer: NewSession,
         then: impl FnOnce() -> F + Send + 'static,
     ) -> Response {
-        let NewViewer { id, key, answer, closed } = peer;
+        let NewSession { id, key, sdp: answer, mut phase } = peer;
         let etag = format!("\"{id}-0\"");
         let remote_ufrag = whep::ice_ufrag(offer).to_owned();
         let session = Session { key, stream: stream.to_owned(), etag: etag.clone(), remote_ufrag, restarts: 0 };
@@ -74,7 +74,7 @@ impl Sessions {
         tokio::spawn({
             let (sessions, id) = (Arc::clone(self), id.clone());
             async move {
-                let _ = closed.await;
+                phase.closed().await;
                 sessions.lock().remove(&id);
                 then().await;
             }

@@ -16,7 +16,8 @@ use lightpipe_rtc::{Candidate, DisconnectCause};
 use lightpipe_signal::message::{MAX_MESSAGE_LEN, Route};
 use lightpipe_signal::room::{BOT, Destination};
 use lightpipe_signal::{ClientMessage, Rooms, ServerMessage};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::App;
@@ -128,7 +129,7 @@ async fn converse(app: App, mut socket: WebSocket) {
         member: Member { app, id, viewers: HashMap::new() },
         room: None,
         early: Vec::new(),
-        closed: Vec::new(),
+        closed: JoinSet::new(),
     };
     let mut budget = Budget::new(Instant::now());
     loop {
@@ -155,7 +156,7 @@ async fn converse(app: App, mut socket: WebSocket) {
                 }
                 if failed { break }
             }
-            cause = next_closed(&mut session.closed) => {
+            Some(Ok(cause)) = session.closed.join_next() => {
                 let reply = ServerMessage::error(cause.as_str(), cause.sentence());
                 if socket.send(Message::Text(reply.to_json().into())).await.is_err() { break }
             }
@@ -167,26 +168,6 @@ async fn converse(app: App, mut socket: WebSocket) {
         }
     }
     debug!(connection = id, "signalling connection ends");
-}
-
-/// Resolves when one of the sessions ends; never, when there is none.
-async fn next_closed(closed: &mut Vec<oneshot::Receiver<DisconnectCause>>) -> DisconnectCause {
-    std::future::poll_fn(|context| {
-        let mut index = 0;
-        while index < closed.len() {
-            match std::pin::Pin::new(&mut closed[index]).poll(context) {
-                std::task::Poll::Ready(result) => {
-                    drop(closed.swap_remove(index));
-                    if let Ok(cause) = result {
-                        return std::task::Poll::Ready(cause);
-                    }
-                }
-                std::task::Poll::Pending => index += 1,
-            }
-        }
-        std::task::Poll::Pending
-    })
-    .await
 }
 
 async fn close(socket: &mut WebSocket, code: u16, reason: &'static str) {
@@ -220,7 +201,8 @@ struct Conversation {
     /// Set by `join`: the dialect is *room*.
     room: Option<String>,
     early: Vec<(String, Candidate)>,
-    closed: Vec<oneshot::Receiver<DisconnectCause>>,
+    /// Each ends with the cause when a session does.
+    closed: JoinSet<DisconnectCause>,
 }
 
 /// The only peer of the plain dialect.
@@ -356,12 +338,12 @@ impl Conversation {
                 Err(_) => engine.close(key, DisconnectCause::ClosedByPeer),
             }
         }
-        let viewer = tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &sdp, transport))
+        let mut viewer = tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &sdp, transport))
             .await
             .map_err(|_| ServerMessage::error("engine_failed", "the session could not be set up"))?
             .map_err(refuse)?;
         self.member.viewers.insert(peer.to_owned(), viewer.key);
-        self.closed.push(viewer.closed);
+        self.closed.spawn(async move { viewer.phase.closed().await });
         let engine = &self.member.app.engine;
         self.early.retain(|(to, candidate)| {
             if to == peer {
@@ -369,7 +351,7 @@ impl Conversation {
             }
             to != peer
         });
-        Ok(viewer.answer)
+        Ok(viewer.sdp)
     }
 
     fn ice(&mut self, peer: &str, text: &str) -> Vec<ServerMessage> {

@@ -8,12 +8,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lightpipe_media::{EventLog, Histogram, MediaClock, Stream, VideoCodec};
+use lightpipe_rtc::receiver::ReceiverCounters;
 use lightpipe_rtc::{
     Candidate, Counters, Credentials, DisconnectCause, Identity, Offered, Peer, PeerConfig, PeerError, Publisher,
     Tracks,
 };
 use mio::{Poll, Waker};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::inbox::{Command, Inbox};
 use super::publishers::NewPublisher;
@@ -64,17 +65,60 @@ pub enum ViewerError {
     Gone,
 }
 
-/// A viewer that was taken.
+/// A session that was made.
 #[derive(Debug)]
-pub struct NewViewer {
+pub struct NewSession {
     /// Public id, unguessable.
     pub id: String,
     /// Number for further calls.
     pub key: u64,
-    /// The answer, all our candidates inside.
-    pub answer: String,
+    /// Our answer, or our offer; all our candidates inside.
+    pub sdp: String,
+    /// How far the session is.
+    pub phase: Phases,
+}
+
+/// How far a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// ICE and DTLS are under way.
+    Connecting,
+    /// Media may flow.
+    Connected,
+    /// The end.
+    Closed(DisconnectCause),
+}
+
+/// Follows one session.
+#[derive(Debug)]
+pub struct Phases(watch::Receiver<Phase>);
+
+impl Phases {
+    /// A session's beginning, and who follows it.
+    pub(crate) fn new() -> (watch::Sender<Phase>, Self) {
+        let (sender, receiver) = watch::channel(Phase::Connecting);
+        (sender, Self(receiver))
+    }
+
+    /// Resolves when media may flow, or with the cause of the end.
+    pub async fn connected(&mut self) -> Result<(), DisconnectCause> {
+        let past = self.0.wait_for(|phase| *phase != Phase::Connecting).await;
+        match past.map(|phase| *phase) {
+            Ok(Phase::Closed(cause)) => Err(cause),
+            Ok(_) => Ok(()),
+            Err(_) => Err(DisconnectCause::Shutdown),
+        }
+    }
+
     /// Resolves with the cause when the session ends.
-    pub closed: oneshot::Receiver<DisconnectCause>,
+    pub async fn closed(&mut self) -> DisconnectCause {
+        let past = self.0.wait_for(|phase| matches!(phase, Phase::Closed(_))).await;
+        match past.map(|phase| *phase) {
+            Ok(Phase::Closed(cause)) => cause,
+            // The thread that had it is gone.
+            _ => DisconnectCause::Shutdown,
+        }
+    }
 }
 
 /// The media threads of a process. Dropping it ends all sessions.
@@ -150,41 +194,39 @@ impl MediaEngine {
         stream: &Arc<Stream>,
         offer: &str,
         transport: Transport,
-    ) -> Result<NewViewer, ViewerError> {
+    ) -> Result<NewSession, ViewerError> {
         if self.shared.table.pending() >= MAX_PENDING {
             return Err(ViewerError::Busy);
         }
         let created = Instant::now();
         let config = self.peer_config();
         let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio: stream.has_audio() };
-        let (mut peer, answer) = Peer::answer(config, offer, tracks, created)?;
+        let (peer, answer) = Peer::answer(config, offer, tracks, created)?;
+        Ok(self.take_in(peer, answer, stream, transport, created))
+    }
+
+    /// Offers a stream to somebody else's server; [`Self::accept_answer`] comes next. The stream's encoder starts at once.
+    pub fn offer_stream(&self, stream: &Arc<Stream>, transport: Transport) -> Result<NewSession, ViewerError> {
+        let created = Instant::now();
+        let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio: stream.has_audio() };
+        let (peer, offer) = Peer::offer(self.peer_config(), tracks, created)?;
+        Ok(self.take_in(peer, offer, stream, transport, created))
+    }
+
+    fn take_in(
+        &self,
+        mut peer: Peer,
+        sdp: String,
+        stream: &Arc<Stream>,
+        transport: Transport,
+        created: Instant,
+    ) -> NewSession {
         let (key, id, registration) = self.enrol(peer.local_credentials().ufrag);
-        let (closed_sender, closed) = oneshot::channel();
-        self.shared.table.insert(
-            key,
-            PeerInfo {
-                id: id.clone(),
-                stream: stream.name().to_owned(),
-                transport,
-                created,
-                connected: false,
-                counters: Counters::default(),
-                received: None,
-                send: Histogram::default(),
-                capture_to_sent: Histogram::default(),
-            },
-        );
-        let viewer = Viewer {
-            key,
-            id: id.clone(),
-            peer,
-            stream: Arc::clone(stream),
-            created,
-            registration,
-            closed: closed_sender,
-        };
+        let (phase, phases) = Phases::new();
+        self.enter(key, &id, stream, transport, created, None);
+        let viewer = Viewer { key, id: id.clone(), peer, stream: Arc::clone(stream), created, registration, phase };
         self.command(key, Command::Add(Box::new(viewer)));
-        Ok(NewViewer { id, key, answer, closed })
+        NewSession { id, key, sdp, phase: phases }
     }
 
     /// Answers the offer of somebody who wants to publish, and takes it with the stream that `stream_for` gives for what is offered.
@@ -195,34 +237,64 @@ impl MediaEngine {
         offer: &str,
         prefer: Option<VideoCodec>,
         stream_for: impl FnOnce(Offered) -> Result<Arc<Stream>, E>,
-    ) -> Result<NewViewer, E> {
+    ) -> Result<NewSession, E> {
         if self.shared.table.pending() >= MAX_PENDING {
             return Err(ViewerError::Busy.into());
         }
         let created = Instant::now();
-        let (mut publisher, answer) =
+        let (publisher, answer) =
             Publisher::answer(self.peer_config(), offer, prefer, created).map_err(ViewerError::from)?;
         let stream = stream_for(publisher.offered())?;
+        Ok(self.take_in_publisher(publisher, answer, stream, Transport::Whip, created))
+    }
+
+    /// Asks somebody else's server for a stream, which then feeds `stream`; [`Self::accept_answer`] comes next and settles its codec.
+    pub fn offer_to_receive(&self, stream: &Arc<Stream>, transport: Transport) -> Result<NewSession, ViewerError> {
+        let created = Instant::now();
+        let (publisher, offer) = Publisher::offer(self.peer_config(), created)?;
+        Ok(self.take_in_publisher(publisher, offer, Arc::clone(stream), transport, created))
+    }
+
+    fn take_in_publisher(
+        &self,
+        mut publisher: Publisher,
+        sdp: String,
+        stream: Arc<Stream>,
+        transport: Transport,
+        created: Instant,
+    ) -> NewSession {
         let (key, id, registration) = self.enrol(publisher.local_credentials().ufrag);
-        let (closed_sender, closed) = oneshot::channel();
+        let (phase, phases) = Phases::new();
+        self.enter(key, &id, &stream, transport, created, Some(publisher.counters()));
+        let publisher = NewPublisher { key, id: id.clone(), publisher, stream, created, registration, phase };
+        self.command(key, Command::AddPublisher(Box::new(publisher)));
+        NewSession { id, key, sdp, phase: phases }
+    }
+
+    /// Enters a new session into the table of peers. `received` of one that sends to us.
+    fn enter(
+        &self,
+        key: u64,
+        id: &str,
+        stream: &Stream,
+        transport: Transport,
+        created: Instant,
+        received: Option<ReceiverCounters>,
+    ) {
         self.shared.table.insert(
             key,
             PeerInfo {
-                id: id.clone(),
+                id: id.to_owned(),
                 stream: stream.name().to_owned(),
-                transport: Transport::Whip,
+                transport,
                 created,
                 connected: false,
                 counters: Counters::default(),
-                received: Some(publisher.counters()),
+                received,
                 send: Histogram::default(),
                 capture_to_sent: Histogram::default(),
             },
         );
-        let publisher =
-            NewPublisher { key, id: id.clone(), publisher, stream, created, registration, closed: closed_sender };
-        self.command(key, Command::AddPublisher(Box::new(publisher)));
-        Ok(NewViewer { id, key, answer, closed })
     }
 
     fn peer_config(&self) -> PeerConfig {
@@ -260,6 +332,18 @@ impl MediaEngine {
         let (reply, answer) = oneshot::channel();
         self.command(key, Command::Reoffer { key, offer, reply });
         Ok(answer.await.map_err(|_| ViewerError::Gone)??)
+    }
+
+    /// Takes the answer to an offer of ours.
+    pub async fn accept_answer(&self, key: u64, answer: String) -> Result<(), ViewerError> {
+        let (reply, done) = oneshot::channel();
+        self.command(key, Command::Answer { key, answer, reply });
+        Ok(done.await.map_err(|_| ViewerError::Gone)??)
+    }
+
+    /// One peer, as of the last second.
+    pub fn peer(&self, key: u64) -> Option<PeerInfo> {
+        self.shared.table.get(key)
     }
 
     /// Ends a session.

@@ -39,6 +39,11 @@ pub(crate) enum Command {
         offer: String,
         reply: oneshot::Sender<Result<String, PeerError>>,
     },
+    Answer {
+        key: u64,
+        answer: String,
+        reply: oneshot::Sender<Result<(), PeerError>>,
+    },
     Close {
         key: u64,
         cause: DisconnectCause,

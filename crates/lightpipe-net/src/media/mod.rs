@@ -11,6 +11,6 @@ mod socket;
 mod table;
 mod worker;
 
-pub use engine::{EngineConfig, MediaEngine, NewViewer, ViewerError, interface_addresses};
+pub use engine::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError, interface_addresses};
 pub(crate) use table::public_part;
 pub use table::{EngineCounters, PeerInfo, Transport};

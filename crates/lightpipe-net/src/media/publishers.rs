@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use lightpipe_media::stream::Health;
 use lightpipe_media::{EventKind, Stream};
-use lightpipe_rtc::{DisconnectCause, Output, PeerError, PeerEvent, Published, Publisher, demux};
-use tokio::sync::oneshot;
+use lightpipe_rtc::{DisconnectCause, Offered, Output, PeerError, PeerEvent, Published, Publisher, demux};
+use tokio::sync::watch;
 use tracing::{error, info};
 
+use super::engine::Phase;
 use super::routes::Registration;
 use super::socket::{MediaSocket, SendRun};
 use super::table::{EngineCounters, public_part};
@@ -26,15 +27,15 @@ pub(crate) struct NewPublisher {
     pub(crate) stream: Arc<Stream>,
     pub(crate) created: Instant,
     pub(crate) registration: Registration,
-    /// Told the cause when the session ends.
-    pub(crate) closed: oneshot::Sender<DisconnectCause>,
+    /// Told how far the session is.
+    pub(crate) phase: watch::Sender<Phase>,
 }
 
 impl NewPublisher {
     /// Ends it before it began.
     pub(crate) fn refuse(self, shared: &Shared, cause: DisconnectCause) {
         shared.table.remove(self.key, cause.as_str());
-        let _ = self.closed.send(cause);
+        self.phase.send_replace(Phase::Closed(cause));
     }
 }
 
@@ -74,6 +75,14 @@ impl Publishers {
 
     pub(crate) fn registration(&mut self, key: u64) -> Option<&mut Registration> {
         self.slots.get_mut(&key).map(|slot| &mut slot.new.registration)
+    }
+
+    /// What an answer brought: its stream learns what will come.
+    pub(crate) fn begin(&self, key: u64) {
+        if let Some(slot) = self.slots.get(&key) {
+            let Offered { video, audio } = slot.new.publisher.offered();
+            slot.new.stream.set_tracks(video, audio);
+        }
     }
 
     pub(crate) fn add(&mut self, new: NewPublisher) {
@@ -123,6 +132,7 @@ impl Publishers {
     pub(crate) fn on_connected(&mut self, key: u64, shared: &Shared) {
         let Some(slot) = self.slots.get_mut(&key) else { return };
         slot.connected = true;
+        slot.new.phase.send_replace(Phase::Connected);
         let (id, stream) = (slot.new.id.clone(), slot.new.stream.name());
         let took = slot.new.created.elapsed();
         shared.table.update(key, |info| info.connected = true);
@@ -144,7 +154,7 @@ impl Publishers {
         );
         shared.table.remove(key, cause.as_str());
         let addresses = new.registration.addresses().to_vec();
-        let _ = new.closed.send(cause);
+        new.phase.send_replace(Phase::Closed(cause));
         addresses
     }
 

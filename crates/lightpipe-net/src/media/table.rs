@@ -17,6 +17,10 @@ pub enum Transport {
     Whep,
     /// WHIP over HTTP: it publishes, all others watch.
     Whip,
+    /// We are the WHIP client: it is somebody else's server.
+    WhipClient,
+    /// We are the WHEP client.
+    WhepClient,
     /// WebSocket, plain dialect.
     WsPlain,
     /// WebSocket, room dialect.
@@ -29,6 +33,8 @@ impl Transport {
         match self {
             Self::Whep => "whep",
             Self::Whip => "whip",
+            Self::WhipClient => "whip-client",
+            Self::WhepClient => "whep-client",
             Self::WsPlain => "ws-plain",
             Self::WsRoom => "ws-room",
         }
@@ -121,6 +127,10 @@ impl PeerTable {
         self.lock().remove(&key);
         *self.causes.lock().unwrap_or_else(PoisonError::into_inner).entry(cause).or_default() += 1;
         EngineCounters::add(&self.counters.peers_ended, 1);
+    }
+
+    pub(crate) fn get(&self, key: u64) -> Option<PeerInfo> {
+        self.lock().get(&key).cloned()
     }
 
     pub(crate) fn all(&self) -> Vec<PeerInfo> {

@@ -14,9 +14,10 @@ use lightpipe_media::{
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
 use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, Publisher, demux};
 use mio::{Events, Interest, Poll, Token};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use super::engine::Phase;
 use super::inbox::{Command, Inbox, Pending, StreamOutlet};
 use super::publishers::Publishers;
 use super::routes::{Place, Registration, Routes};
@@ -43,8 +44,8 @@ pub(crate) struct Viewer {
     pub(crate) stream: Arc<Stream>,
     pub(crate) created: Instant,
     pub(crate) registration: Registration,
-    /// Told the cause when the session ends.
-    pub(crate) closed: oneshot::Sender<DisconnectCause>,
+    /// Told how far the session is.
+    pub(crate) phase: watch::Sender<Phase>,
 }
 
 /// What the threads of an engine share.
@@ -303,6 +304,25 @@ impl Worker {
                     let _ = reply.send(result);
                 }
             }
+            Command::Answer { key, answer, reply } if self.publishers.has(key) => {
+                let result = self.publish(key, |publisher, now| publisher.accept_answer(&answer, now));
+                if let Some(result) = result {
+                    if result.is_ok() {
+                        self.publishers.begin(key);
+                    }
+                    let _ = reply.send(result);
+                }
+            }
+            Command::Answer { key, answer, reply } => {
+                let result = self.turn(key, |peer, now| {
+                    peer.accept_answer(&answer, now)?;
+                    // The checks begin now, not at the next shared turn.
+                    peer.handle(now, Input::Tick)
+                });
+                if let Some(result) = result {
+                    let _ = reply.send(result);
+                }
+            }
             Command::Close { key, cause } if self.publishers.has(key) => {
                 let _ = self.publish(key, |publisher, now| {
                     publisher.close(now, cause);
@@ -386,7 +406,7 @@ impl Worker {
         let key = viewer.key;
         if self.stopping {
             self.shared.table.remove(key, DisconnectCause::Shutdown.as_str());
-            let _ = viewer.closed.send(DisconnectCause::Shutdown);
+            viewer.phase.send_replace(Phase::Closed(DisconnectCause::Shutdown));
             return;
         }
         let slot = Slot {
@@ -505,6 +525,7 @@ impl Worker {
     fn on_connected(&mut self, key: u64) {
         let Some(slot) = self.peers.get_mut(&key) else { return };
         slot.connected_at = Some(self.shared.clock.at(Instant::now()));
+        slot.viewer.phase.send_replace(Phase::Connected);
         let stream = Arc::clone(&slot.viewer.stream);
         let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
         self.shared.table.update(key, |info| info.connected = true);
@@ -591,7 +612,7 @@ impl Worker {
             name,
             EventKind::PeerDisconnected { peer: viewer.id.clone(), cause: cause.as_str() },
         );
-        let _ = viewer.closed.send(cause);
+        viewer.phase.send_replace(Phase::Closed(cause));
     }
 
     /// Once a second: figures for the API and for each player.

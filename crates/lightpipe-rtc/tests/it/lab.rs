@@ -1,7 +1,7 @@
 //! A stream, its peers and their viewers, joined by two links each, on a virtual clock.
 //!
 //! ```text
-//!   Encoder ──media──▶ Peer ──down──▶ Viewer (the crate's Receiver, or a bare engine)
+//!   Encoder ──media──▶ Peer ──down──▶ Viewer (the crate's Receiver or Publisher, or a bare engine)
 //!      ▲                │  ◀──up────
 //!      └─ KeyframeWanted, Estimate
 //! ```
@@ -17,7 +17,7 @@ use fastrand::Rng;
 use lightpipe_media::stream::KEYFRAME_REQUEST_HOLDOFF;
 use lightpipe_media::{AccessUnit, MediaClock, MediaTime, Size, Stages, VideoCodec};
 use lightpipe_rtc::receiver::{Picture, Receiver};
-use lightpipe_rtc::{Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Tracks};
+use lightpipe_rtc::{Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Published, Publisher, Tracks};
 use lightpipe_testkit::netlab::{Link, LinkConfig, Packet};
 
 use crate::raw::{RawConfig, RawViewer};
@@ -124,6 +124,8 @@ impl Rtp {
 pub(crate) enum Viewer {
     Native(Box<Receiver>),
     Raw(Box<RawViewer>),
+    /// A server that we publish to, or a player that makes a stream of what it gets.
+    Publisher(Box<Publisher>),
     /// It vanished: nothing answers any more.
     Gone,
 }
@@ -144,6 +146,7 @@ impl Viewer {
         match self {
             Self::Native(viewer) => viewer.handle(now, *from, *to, payload),
             Self::Raw(viewer) => viewer.handle(now, *from, *to, payload),
+            Self::Publisher(publisher) => publisher.handle(now, *from, *to, payload),
             Self::Gone => Ok(()),
         }
     }
@@ -152,6 +155,7 @@ impl Viewer {
         match self {
             Self::Native(viewer) => viewer.tick(now),
             Self::Raw(viewer) => viewer.tick(now),
+            Self::Publisher(publisher) => publisher.tick(now),
             Self::Gone => Ok(()),
         }
     }
@@ -160,6 +164,7 @@ impl Viewer {
         match self {
             Self::Native(viewer) => viewer.poll(now),
             Self::Raw(viewer) => viewer.poll(now),
+            Self::Publisher(publisher) => publisher.poll(now),
             Self::Gone => Output::WakeAt(now + secs(3_600)),
         }
     }
@@ -257,9 +262,9 @@ impl Encoder {
         };
         let mut data = Vec::with_capacity(len + 64);
         if keyframe {
-            for parameter_set in
-                [&[0x67, 0x42, 0xe0, 0x1f, 0x8c, 0x68][..], &[0x68, 0xce, 0x3c, 0x80], &[0x06, 0x05, 0x01, 0x80]]
-            {
+            // 1280×720.
+            let sps = [0x67, 0x42, 0xc0, 0x1f, 0x8c, 0x8d, 0x40, 0x28, 0x02, 0xdd, 0x00, 0xf0, 0x88, 0x46, 0xa0];
+            for parameter_set in [&sps[..], &[0x68, 0xce, 0x3c, 0x80], &[0x06, 0x05, 0x01, 0x80]] {
                 data.extend_from_slice(&[0, 0, 0, 1]);
                 data.extend_from_slice(parameter_set);
             }
@@ -379,6 +384,26 @@ impl Lab {
         let (peer, answer) = Peer::answer(self.config.clone(), &offer, Tracks::VIDEO, self.now).unwrap();
         viewer.accept_answer(&answer);
         self.add(peer, Viewer::Raw(Box::new(viewer)), local, answer, down, up)
+    }
+
+    /// A server to which the stream is pushed: we offer, it answers.
+    pub(crate) fn push(&mut self, down: LinkConfig, up: LinkConfig) -> usize {
+        let local = self.next_address();
+        let (mut peer, offer) = Peer::offer(self.config.clone(), Tracks::VIDEO, self.now).unwrap();
+        let config = PeerConfig { addresses: vec![local], identity: Identity::generate(), ..self.config.clone() };
+        let (publisher, answer) = Publisher::answer(config, &offer, None, self.now).unwrap();
+        peer.accept_answer(&answer, self.now).unwrap();
+        self.add(peer, Viewer::Publisher(Box::new(publisher)), local, answer, down, up)
+    }
+
+    /// A player of ours joins: it offers, the stream's server answers.
+    pub(crate) fn play(&mut self, down: LinkConfig, up: LinkConfig) -> usize {
+        let local = self.next_address();
+        let config = PeerConfig { addresses: vec![local], identity: Identity::generate(), ..self.config.clone() };
+        let (mut publisher, offer) = Publisher::offer(config, self.now).unwrap();
+        let (peer, answer) = Peer::answer(self.config.clone(), &offer, Tracks::VIDEO, self.now).unwrap();
+        publisher.accept_answer(&answer, self.now).unwrap();
+        self.add(peer, Viewer::Publisher(Box::new(publisher)), local, answer, down, up)
     }
 
     fn next_address(&self) -> SocketAddr {
@@ -540,14 +565,29 @@ impl Lab {
                 }
             }
         }
-        if let Viewer::Native(receiver) = &mut pair.viewer {
-            while let Some(Picture { data, rtp_timestamp, keyframe, completed, .. }) = receiver.take_picture() {
-                // The bytes say which picture it is.
-                let recent = published.range(clock.at(*now - secs(5))..).map(|(_, entry)| entry);
-                let original = recent.rev().find(|(_, unit)| *unit.data == *data);
-                let (published_at, _) = original.expect("a whole picture is one that was published, byte for byte");
-                pair.pictures.push(Arrived { rtp_timestamp, keyframe, completed, age: completed - *published_at });
+        // The bytes say which picture it is.
+        let published_at = |data: &[u8]| {
+            let recent = published.range(clock.at(*now - secs(5))..).map(|(_, entry)| entry);
+            let original = recent.rev().find(|(_, unit)| *unit.data == *data);
+            original.expect("a whole picture is one that was published, byte for byte").0
+        };
+        match &mut pair.viewer {
+            Viewer::Native(receiver) => {
+                while let Some(Picture { data, rtp_timestamp, keyframe, completed, .. }) = receiver.take_picture() {
+                    let age = completed - published_at(&data);
+                    pair.pictures.push(Arrived { rtp_timestamp, keyframe, completed, age });
+                }
             }
+            Viewer::Publisher(publisher) => {
+                while let Some(published) = publisher.take() {
+                    let Published::Picture(unit) = published else { continue };
+                    let age = *now - published_at(&unit.data);
+                    // Its own clock's: what the RTP timestamp was is not kept.
+                    let rtp_timestamp = unit.captured.as_micros() as u32;
+                    pair.pictures.push(Arrived { rtp_timestamp, keyframe: unit.keyframe, completed: *now, age });
+                }
+            }
+            Viewer::Raw(_) | Viewer::Gone => {}
         }
     }
 

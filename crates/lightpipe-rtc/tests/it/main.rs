@@ -9,6 +9,7 @@ mod lab;
 mod lifetime;
 mod loss;
 mod negotiation;
+mod offers;
 mod operations;
 mod pacing;
 mod raw;
