@@ -1,7 +1,7 @@
 //! Sockets and HTTP around the pure crates.
 //!
 //! [`media`] moves media: one thread per core, each with its own UDP socket and its own peers, no async runtime.
-//! [`http`] serves pages, WHEP, WebSocket signalling, the API and metrics on tokio, and talks to the media threads by
+//! [`client`] is the other side of WHIP and WHEP. [`http`] serves pages, WHEP, WebSocket signalling, the API and metrics on tokio, and talks to the media threads by
 //! bounded queues. Both share one port number: TCP for HTTP, UDP for media.
 //!
 //! ```text
@@ -10,10 +10,12 @@
 //!  UDP socket ────datagrams──▶┘                          └─▶ Demand back to Stream
 //! ```
 
+pub mod client;
 pub mod http;
 pub mod media;
 mod registry;
 
+pub use client::{Client, ClientConfig, ClientState, ClientStatus, Clients};
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};
 pub use registry::{NameTaken, StreamEntry, Streams};

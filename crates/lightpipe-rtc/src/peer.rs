@@ -234,6 +234,18 @@ impl DisconnectCause {
         }
     }
 
+    /// One sentence about a server whose client we are.
+    pub const fn sentence_of_server(self) -> &'static str {
+        match self {
+            Self::ClosedByPeer => "The server ended the session.",
+            Self::IceNeverConnected => {
+                "No network path to the server's media port was found; a firewall may block UDP, here or there."
+            }
+            Self::IceTimeout => "The server fell silent.",
+            _ => self.sentence(),
+        }
+    }
+
     /// One sentence for the viewer.
     pub const fn sentence(self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 //! Requests and messages go in as text, decisions come out; `lightpipe-net` carries them out.
 
 pub mod message;
+pub mod reconnect;
 pub mod room;
 pub mod sdpfrag;
 pub mod whep;

@@ -2,7 +2,9 @@
 
 use http::{Method, StatusCode, Uri, header};
 
-use super::http::{Answer, Authorization, Client, Request, Unanswered, links, resolve};
+use lightpipe_net::client::reference::{links, resolve};
+
+use super::http::{Answer, Authorization, Client, Request, Unanswered};
 use super::sdp::{self, Credentials, Exchange, Offer, Sdp};
 use super::{Checklist, Flaw, Verdict, ensure, skip};
 
