@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use lightpipe::Endpoint;
 
 const EXAMPLES: &str = "Examples:
   lightpipe                                     cube, pattern, and the desktop where there is a display
@@ -12,10 +13,21 @@ const EXAMPLES: &str = "Examples:
   lightpipe --source cam=camera:/dev/video0     a camera under the name cam
   my-renderer | lightpipe --source -            raw RGBA pictures from a pipe
   lightpipe --source 'ffmpeg:-re -i film.mp4'   anything that FFmpeg reads
+  lightpipe publish --source cube --whip https://host/whip/cube
+                                                the cube to somebody else's server
   lightpipe bench latency                       how old is the picture in a real browser?
   lightpipe check-whep https://host/whep/cam    does that server keep to the protocol?
 
 Exit codes: 0 done; 1 a check found something wrong; 2 wrong flags, file or environment; 3 it could not be done.";
+
+const PUBLISH_EXAMPLES: &str = "Examples:
+  lightpipe publish --source desktop --whip https://media.example/whip/me --token SECRET
+  CLOUDFLARE_STREAM_TOKEN=… lightpipe publish --source camera --whip https://customer-….example/…/webRTC/publish
+  lightpipe publish --source pattern --whip http://127.0.0.1:8889/me/whip --json
+
+Publishes until SIGINT or SIGTERM, and again whenever the server comes back; the session is ended with a DELETE.
+
+Exit codes: 0 ended by a signal; 2 wrong flags, file or environment; 3 the server refuses, or the source cannot start.";
 
 const CHECK_WHIP_EXAMPLES: &str = "Examples:
   lightpipe check-whip https://media.example/whip/cam --token SECRET
@@ -50,6 +62,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve streams to browsers; this is what happens without a command.
     Serve(ServeFlags),
+    /// Publish a stream to somebody else's WHIP server.
+    #[command(after_help = PUBLISH_EXAMPLES)]
+    Publish(PublishFlags),
     /// List cameras and screens.
     Devices(DevicesFlags),
     /// Check ports, encoders, FFmpeg and clock, and say how to fix what is wrong.
@@ -74,7 +89,7 @@ pub(crate) enum Command {
 /// Flags of `serve`. What is absent leaves the file's and the environment's value alone.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ServeFlags {
-    /// A stream: [NAME=]SPEC, where SPEC is cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH or -
+    /// A stream: [NAME=]SPEC, where SPEC is cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH, whep:URL or -
     #[arg(long = "source", value_name = "[NAME=]SPEC")]
     pub(crate) sources: Vec<String>,
     /// Configuration file; lightpipe.toml in the current folder is read without asking
@@ -116,6 +131,31 @@ pub(crate) struct ServeFlags {
     /// Write logs as JSON lines
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+/// Flags of `publish`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PublishFlags {
+    /// The WHIP endpoint; a token may stand before the host, https://TOKEN@host/path
+    #[arg(long, value_name = "URL")]
+    pub(crate) whip: Endpoint,
+    /// Bearer token; CLOUDFLARE_STREAM_TOKEN is read as well
+    #[arg(long, env = "LIGHTPIPE_WHIP_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Wait so long for each track to give something before the offer goes out
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
+    pub(crate) wait_for_tracks: f64,
+    /// Print figures on standard output each second, as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// As of `serve`. With --port the pages are served there, too; without it nothing listens for HTTP
+    #[command(flatten)]
+    pub(crate) serve: ServeFlags,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("must be 0 to 3600".into()) }
 }
 
 /// Flags of `devices`.

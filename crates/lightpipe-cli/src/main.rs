@@ -6,6 +6,8 @@ mod cli;
 mod devices;
 mod doctor;
 mod output;
+mod process;
+mod publish;
 mod serve;
 mod settings;
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => serve::run(&cli.serve),
         Some(Command::Serve(flags)) => serve::run(&flags),
+        Some(Command::Publish(flags)) => publish::run(&flags),
         Some(Command::Devices(flags)) => devices::run(&flags),
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::CheckWhip(flags)) => check::whip(&flags),

@@ -17,6 +17,12 @@ const DEFAULT_FILE: &str = "lightpipe.toml";
 /// Prefix of our environment variables; `LIGHTPIPE_VIDEO_BITRATE_KBPS` is `video.bitrate_kbps`.
 const PREFIX: &str = "LIGHTPIPE_";
 
+/// Sections whose keys are the names of streams.
+const NAMED: [&str; 2] = ["sources", "push"];
+
+/// Belongs to a flag of `publish`, not to a key.
+const FLAG_VARIABLE: &str = "LIGHTPIPE_WHIP_TOKEN";
+
 /// Names kept for older documents and for platforms that set them.
 const ALIASES: &[(&str, &str)] = &[
     ("HOST", "server.host"),
@@ -36,6 +42,12 @@ const ALIASES: &[(&str, &str)] = &[
 /// Something is wrong with the settings.
 #[derive(Debug)]
 pub(crate) struct SettingsError(String);
+
+impl SettingsError {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
 
 impl std::fmt::Display for SettingsError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -109,8 +121,8 @@ fn check_keys(table: &Table) -> Result<(), String> {
             let nearest = nearest(section, known.keys().map(String::as_str));
             return Err(format!("unknown section [{section}]; did you mean [{nearest}]?"));
         };
-        if section == "sources" {
-            continue; // Its keys are the streams' names.
+        if NAMED.contains(&section.as_str()) {
+            continue;
         }
         let Value::Table(keys) = value else { return Err(format!("{section} must be a section, [{section}]")) };
         for key in keys.keys() {
@@ -134,7 +146,7 @@ fn apply_environment(table: &mut Table, environment: &BTreeMap<String, String>) 
         }
     }
     for (variable, text) in environment {
-        let Some(rest) = variable.strip_prefix(PREFIX) else { continue };
+        let Some(rest) = variable.strip_prefix(PREFIX).filter(|_| variable != FLAG_VARIABLE) else { continue };
         let wanted = rest.to_ascii_lowercase();
         let known = all_keys();
         let found = known.iter().find(|dotted| dotted.replacen('.', "_", 1) == wanted);
@@ -151,7 +163,7 @@ fn apply_environment(table: &mut Table, environment: &BTreeMap<String, String>) 
 fn all_keys() -> Vec<String> {
     defaults()
         .iter()
-        .filter(|(section, _)| *section != "sources")
+        .filter(|(section, _)| !NAMED.contains(&section.as_str()))
         .flat_map(|(section, keys)| {
             keys.as_table().into_iter().flat_map(Table::keys).map(move |key| format!("{section}.{key}"))
         })

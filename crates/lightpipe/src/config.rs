@@ -30,6 +30,9 @@ pub struct Config {
     /// `[sources]`: streams by name, each a source specification as on the command line. Empty: `cube`, `pattern`, and `desktop`
     /// where there is a display.
     pub sources: BTreeMap<String, String>,
+    /// `[push]`: streams by name that are published to somebody else's WHIP server, each with its endpoint: `https://host/path`, or with a bearer
+    /// token `https://TOKEN@host/path`. Empty by default.
+    pub push: BTreeMap<String, String>,
 }
 
 /// Where we listen.

@@ -15,14 +15,17 @@
 //! ```
 
 pub mod config;
+mod endpoint;
 mod frames;
 mod server;
 mod source;
 pub mod spec;
 
 pub use config::Config;
+pub use endpoint::{Endpoint, EndpointError};
 pub use frames::FrameSender;
 pub use lightpipe_media::frame::FrameError;
 pub use lightpipe_media::{Event, EventKind, EventLog, PixelFormat, Size};
+pub use lightpipe_net::{Client, ClientState, ClientStatus};
 pub use server::{Server, ServerError};
 pub use spec::{NamedSource, SourceSpec, SpecError};

@@ -5,14 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lightpipe_media::{EventLog, FramePool, FrameQueue, MediaClock, Size, Stream, VideoCodec};
-use lightpipe_net::{EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken, PublishConfig, Streams};
+use lightpipe_net::{
+    Client, ClientConfig, Clients, EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken,
+    PublishConfig, Streams,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::config::{Config, ValueError};
+use crate::endpoint::Endpoint;
 use crate::frames::FrameSender;
 use crate::source::{self, Running};
-use crate::spec::{NamedSource, SpecError, stream_name};
+use crate::spec::{NamedSource, SourceSpec, SpecError, stream_name};
 
 /// How long open HTTP requests may take to finish at the end.
 const HTTP_STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -45,6 +49,9 @@ pub enum ServerError {
     /// Not a stream name.
     #[error(transparent)]
     Name(#[from] SpecError),
+    /// No stream of that name.
+    #[error("there is no stream {0:?} to publish")]
+    NoStream(String),
     /// A source refused to start.
     #[error("stream {stream:?}: {reason}")]
     Source {
@@ -65,6 +72,7 @@ pub struct Server {
     events: EventLog,
     address: SocketAddr,
     sources: Mutex<Vec<(Arc<Stream>, Running)>>,
+    clients: Clients,
     stop_http: Mutex<Option<oneshot::Sender<()>>>,
     runtime: Mutex<Option<Runtime>>,
 }
@@ -73,13 +81,30 @@ impl Server {
     /// Listens and serves. Sources named in the configuration are started, none by default; add some with [`Self::add_source`]
     /// or [`Self::frames`].
     pub fn start(config: Config) -> Result<Self, ServerError> {
+        Self::launch(config, true)
+    }
+
+    /// Only the media side, on UDP: no pages, no API, nobody can watch or publish here. For programs that publish elsewhere.
+    pub fn headless(config: Config) -> Result<Self, ServerError> {
+        Self::launch(config, false)
+    }
+
+    fn launch(config: Config, pages: bool) -> Result<Self, ServerError> {
         config.check()?;
         let clock = MediaClock::new(Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
         let events = EventLog::new();
-        let (listener, engine) = listen(&config, clock, &events)?;
-        let address = listener.local_addr().map_err(ServerError::Start)?;
+        let (listener, engine) = if pages {
+            let (listener, engine) = listen(&config, clock, &events)?;
+            (Some(listener), engine)
+        } else {
+            let address = SocketAddr::new(config.server.host, config.server.port);
+            let fault = |error| ServerError::Listen { address, transport: "UDP", error };
+            (None, start_engine(&config, address, clock, &events).map_err(fault)?)
+        };
+        let address = SocketAddr::new(config.server.host, engine.port());
         let engine = Arc::new(engine);
         let streams = Streams::new();
+        let clients = Clients::default();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("http")
@@ -97,9 +122,9 @@ impl Server {
             },
         };
         let (stop_http, stopped) = oneshot::channel();
-        {
+        if let Some(listener) = listener {
             let _inside = runtime.enter();
-            let http = HttpServer::new(listener, Arc::clone(&engine), streams.clone(), http_config)
+            let http = HttpServer::new(listener, Arc::clone(&engine), streams.clone(), clients.clone(), http_config)
                 .map_err(ServerError::Start)?;
             runtime.spawn(async move {
                 let stop = async {
@@ -117,6 +142,7 @@ impl Server {
             events,
             address,
             sources: Mutex::default(),
+            clients,
             stop_http: Mutex::new(Some(stop_http)),
             runtime: Mutex::new(Some(runtime)),
             config,
@@ -126,6 +152,12 @@ impl Server {
             let spec = spec.parse()?;
             server.add_source(&NamedSource { name: stream_name(name)?, spec, text: spec_text })?;
         }
+        for (name, endpoint) in &server.config.push {
+            let endpoint: Endpoint = endpoint
+                .parse()
+                .map_err(|error| ServerError::Source { stream: name.clone(), reason: format!("[push]: {error}") })?;
+            server.publish(name, &endpoint, None)?;
+        }
         Ok(server)
     }
 
@@ -133,6 +165,11 @@ impl Server {
     pub fn add_source(&self, named: &NamedSource) -> Result<(), ServerError> {
         let stream = Stream::new(named.name.clone(), VideoCodec::H264);
         self.streams.add(Arc::clone(&stream), named.spec.public_text(&named.text))?;
+        if let SourceSpec::Whep(endpoint) = &named.spec {
+            let config = ClientConfig { token: endpoint.token.clone(), ..ClientConfig::new(endpoint.url.clone()) };
+            self.start_client(|| Client::play(Arc::clone(&self.engine), stream, config));
+            return Ok(());
+        }
         match source::start(&named.spec, &stream, self.clock, &self.events, &self.config) {
             Ok(running) => {
                 self.sources.lock().unwrap_or_else(PoisonError::into_inner).push((stream, running));
@@ -143,6 +180,33 @@ impl Server {
                 Err(error)
             }
         }
+    }
+
+    /// Publishes a stream to somebody else's WHIP server, again and again until the server stops or refuses. The offer waits up to `wait_for_tracks`
+    /// (5 s if not given) until each of the stream's tracks gives something.
+    pub fn publish(
+        &self,
+        stream: &str,
+        endpoint: &Endpoint,
+        wait_for_tracks: Option<Duration>,
+    ) -> Result<Arc<Client>, ServerError> {
+        let found = self.streams.find(stream).ok_or_else(|| ServerError::NoStream(stream.to_owned()))?;
+        let mut config = ClientConfig { token: endpoint.token.clone(), ..ClientConfig::new(endpoint.url.clone()) };
+        config.wait_for_tracks = wait_for_tracks.unwrap_or(config.wait_for_tracks);
+        self.start_client(|| Client::publish(Arc::clone(&self.engine), found, config))
+            .ok_or_else(|| ServerError::NoStream(stream.to_owned()))
+    }
+
+    /// None when the server has stopped.
+    fn start_client(&self, start: impl FnOnce() -> Client) -> Option<Arc<Client>> {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let _inside = runtime.as_ref()?.enter();
+        Some(self.clients.add(start()))
+    }
+
+    /// The connections to other servers.
+    pub const fn clients(&self) -> &Clients {
+        &self.clients
     }
 
     /// A stream fed by this program, with pictures of `size`, about `fps` a second.
@@ -216,7 +280,14 @@ impl Server {
 
     /// Says goodbye to viewers, ends sources and their children, frees the port. Also done on drop.
     pub fn stop(&self) {
-        // Viewers first: they should hear of the end, not of a source that stopped.
+        // Other servers first: their sessions end with a DELETE, and what they show should not freeze before that. Elsewhere, because
+        // waiting inside another runtime panics: embedders have an async `main`.
+        let handle = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.handle().clone());
+        if let Some(handle) = handle {
+            let clients = self.clients.clone();
+            let _ = std::thread::spawn(move || handle.block_on(clients.stop())).join();
+        }
+        // Viewers next: they should hear of the end, not of a source that stopped.
         if let Some(stop) = self.stop_http.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = stop.send(());
         }
@@ -228,7 +299,7 @@ impl Server {
         }
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runtime) = runtime {
-            // Elsewhere, because a runtime that ends on a thread of another one panics: embedders have an async `main`.
+            // Elsewhere for the same reason.
             let _ = std::thread::spawn(move || runtime.shutdown_timeout(HTTP_STOP_LIMIT)).join();
         }
     }
@@ -253,23 +324,31 @@ fn listen(config: &Config, clock: MediaClock, events: &EventLog) -> Result<(TcpL
         let listener = TcpListener::bind(wanted).map_err(fault("TCP", wanted))?;
         listener.set_nonblocking(true).map_err(ServerError::Start)?;
         let address = listener.local_addr().map_err(ServerError::Start)?;
-        let started = MediaEngine::start(EngineConfig {
-            address,
-            advertise: config.server.advertise.clone(),
-            threads: config.server.media_threads,
-            estimate_bandwidth: config.webrtc.estimate_bandwidth,
-            // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
-            desired_bitrate_bps: config.video.bitrate_bps() * 5 / 4,
-            playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
-            clock,
-            events: events.clone(),
-        });
-        match started {
+        match start_engine(config, address, clock, events) {
             Ok(engine) => return Ok((listener, engine)),
             Err(_) if tries > 0 => {}
             Err(error) => return Err(fault("UDP", address)(error)),
         }
     }
+}
+
+fn start_engine(
+    config: &Config,
+    address: SocketAddr,
+    clock: MediaClock,
+    events: &EventLog,
+) -> std::io::Result<MediaEngine> {
+    MediaEngine::start(EngineConfig {
+        address,
+        advertise: config.server.advertise.clone(),
+        threads: config.server.media_threads,
+        estimate_bandwidth: config.webrtc.estimate_bandwidth,
+        // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
+        desired_bitrate_bps: config.video.bitrate_bps() * 5 / 4,
+        playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
+        clock,
+        events: events.clone(),
+    })
 }
 
 fn ice_servers(config: &Config) -> Vec<IceServer> {

@@ -180,6 +180,7 @@ pub(crate) fn start(
             program.watchdog = config.ffmpeg.watchdog();
             exec::start(program, sink).map_err(|e| fault(&e))?
         }
+        SourceSpec::Whep(_) => return Err(fault(&"a WHEP stream is fed by a client, not by a source")),
         SourceSpec::Stdin => stdin::start(piped, sink).map_err(|e| fault(&e))?,
     };
     // Encoded children publish by themselves; the encoder of a pipe that turns out to be encoded rests.

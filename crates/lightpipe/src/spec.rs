@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::endpoint::{Endpoint, EndpointError};
+
 /// Where pictures come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -23,6 +25,8 @@ pub enum SourceSpec {
     Exec(String),
     /// A media file, played in a loop at its own speed.
     File(String),
+    /// A stream of a WHEP server.
+    Whep(Endpoint),
     /// Our standard input.
     Stdin,
 }
@@ -33,7 +37,7 @@ pub enum SourceSpec {
 pub enum SpecError {
     /// No such kind.
     #[error(
-        "unknown source {0:?}; sources are cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH and -"
+        "unknown source {0:?}; sources are cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH, whep:URL and -"
     )]
     Unknown(String),
     /// The part after the colon is missing.
@@ -42,6 +46,9 @@ pub enum SpecError {
     /// The part after the colon is not understood.
     #[error("{0}: after the colon comes {1}")]
     BadOption(&'static str, &'static str),
+    /// What follows `whep:` is no URL.
+    #[error("whep: {0}")]
+    Endpoint(EndpointError),
     /// Specified for lightpipe, not built yet.
     #[error("{0}: sources are not built yet")]
     NotYet(&'static str),
@@ -77,7 +84,10 @@ impl FromStr for SourceSpec {
             "file" => needed("file", "file:film.mp4").map(Self::File),
             "-" => Ok(Self::Stdin),
             "mic" => Err(SpecError::NotYet("mic")),
-            "whep" => Err(SpecError::NotYet("whep")),
+            "whep" => {
+                let url = needed("whep", "whep:https://media.example/whep/cam")?;
+                url.parse().map(Self::Whep).map_err(SpecError::Endpoint)
+            }
             _ => Err(SpecError::Unknown(text.chars().take(80).collect())),
         }
     }
@@ -87,7 +97,7 @@ impl SourceSpec {
     /// The specification as the API may show it: commands and FFmpeg arguments often hold passwords.
     pub fn public_text(&self, text: &str) -> String {
         match self {
-            Self::Ffmpeg(_) | Self::Exec(_) | Self::File(_) => self.default_name().to_owned(),
+            Self::Ffmpeg(_) | Self::Exec(_) | Self::File(_) | Self::Whep(_) => self.default_name().to_owned(),
             _ => text.to_owned(),
         }
     }
@@ -102,6 +112,7 @@ impl SourceSpec {
             Self::Ffmpeg(_) => "ffmpeg",
             Self::Exec(_) => "exec",
             Self::File(_) => "file",
+            Self::Whep(_) => "whep",
             Self::Stdin => "stdin",
         }
     }
@@ -164,6 +175,9 @@ mod tests {
             Ok(("ffmpeg", SourceSpec::Ffmpeg("-f lavfi -i testsrc2=size=640x480".into()))),
         );
         check("t=exec:./render --fps=30", Ok(("t", SourceSpec::Exec("./render --fps=30".into()))));
+        let endpoint: Endpoint = "https://key@media.example/whep/cam?x=1".parse().expect("an endpoint");
+        check("far=whep:https://key@media.example/whep/cam?x=1", Ok(("far", SourceSpec::Whep(endpoint))));
+        check("whep:", Err(SpecError::Incomplete("whep", "whep:https://media.example/whep/cam")));
         check("-", Ok(("stdin", SourceSpec::Stdin)));
         check("pipe=-", Ok(("pipe", SourceSpec::Stdin)));
         check("exec:", Err(SpecError::Incomplete("exec", "exec:./my-renderer")));

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::http::Uri;
+use lightpipe_media::stream::Health;
 use lightpipe_media::{AccessUnit, Outlet, Stream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -31,7 +32,7 @@ pub use self::status::{ClientState, ClientStatus};
 use self::machine::Machine;
 use self::session::{Direction, EngineSession};
 use self::status::SharedStatus;
-use crate::media::MediaEngine;
+use crate::media::{MediaEngine, public_part};
 
 /// How often a waiting client looks at its tracks.
 const TRACK_CHECK: Duration = Duration::from_millis(20);
@@ -81,7 +82,9 @@ impl Client {
     pub fn play(engine: Arc<MediaEngine>, stream: Arc<Stream>, config: ClientConfig) -> Self {
         let signaling = HttpSignaling::whep(config.url.clone(), config.token.clone());
         let session = EngineSession::new(engine, Arc::clone(&stream), Direction::Play);
-        Self::with_parts(stream.name(), &config.url, signaling, session, || std::future::ready(()))
+        let client = Self::with_parts(stream.name(), &config.url, signaling, session, || std::future::ready(()));
+        tokio::spawn(show_in_health(client.status.clone(), stream));
+        client
     }
 
     /// The same over other parts: another way to signal, other media. An attempt begins when `ready` resolves.
@@ -114,17 +117,29 @@ impl Client {
         self.status.read(Instant::now())
     }
 
+    /// State and figures, as the API tells them: times in seconds, the engine's id of the present session as in the list of peers.
+    pub fn to_json(&self) -> serde_json::Value {
+        let status = self.status();
+        let in_state: serde_json::Map<String, serde_json::Value> = ClientState::ALL
+            .iter()
+            .zip(status.in_state)
+            .map(|(state, spent)| (state.as_str().to_owned(), spent.as_secs_f64().into()))
+            .collect();
+        serde_json::json!({
+            "stream": self.stream,
+            "server": self.host,
+            "state": status.state.as_str(),
+            "in_state_s": in_state,
+            "attempts": status.attempts,
+            "sessions": status.sessions,
+            "last_error": status.last_error,
+            "peer": status.peer.as_ref().map(|peer| public_part(&peer.id).to_owned()),
+        })
+    }
+
     /// Resolves when the state is another one than `known`.
     pub async fn changed(&self, known: ClientState) -> ClientStatus {
-        let notify = self.status.changed();
-        loop {
-            let change = notify.notified();
-            let status = self.status();
-            if status.state != known {
-                return status;
-            }
-            change.await;
-        }
+        self.status.changed(known).await
     }
 
     /// Asks it to end, without waiting.
@@ -145,6 +160,18 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.request_stop();
+    }
+}
+
+/// A stream without its server says why.
+async fn show_in_health(status: SharedStatus, stream: Arc<Stream>) {
+    let mut known = ClientState::WaitingForTracks;
+    while !known.is_end() {
+        let now = status.changed(known).await;
+        known = now.state;
+        if matches!(known, ClientState::BackingOff | ClientState::Refused) {
+            stream.set_health(Health::Failed(now.last_error.unwrap_or_default()));
+        }
     }
 }
 

@@ -121,9 +121,18 @@ impl SharedStatus {
         change(&mut self.lock());
     }
 
-    /// Resolves at the next change of the state.
-    pub(crate) fn changed(&self) -> Arc<tokio::sync::Notify> {
-        Arc::clone(&self.changed)
+    /// Resolves when the state is another one than `known`.
+    pub(crate) async fn changed(&self, known: ClientState) -> ClientStatus {
+        loop {
+            let mut change = std::pin::pin!(self.changed.notified());
+            // Before the look, or a change between the two would be missed.
+            change.as_mut().enable();
+            let status = self.read(Instant::now());
+            if status.state != known {
+                return status;
+            }
+            change.await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, ClientStatus> {

@@ -108,6 +108,12 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
     Json(json!({ "peers": peers }))
 }
 
+/// Our connections to other servers.
+pub(crate) async fn clients(State(app): State<App>) -> Json<Value> {
+    let clients: Vec<Value> = app.clients.all().iter().map(|client| client.to_json()).collect();
+    Json(json!({ "clients": clients }))
+}
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct EventsQuery {
     #[serde(default)]

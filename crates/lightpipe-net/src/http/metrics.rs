@@ -9,6 +9,7 @@ use lightpipe_media::Histogram;
 
 use super::App;
 use super::api::value;
+use crate::client::{ClientState, ClientStatus};
 
 /// One page of metrics.
 #[derive(Default)]
@@ -156,6 +157,30 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
     page.family("lightpipe_sessions_ended_total", "counter", "Sessions that ended, by cause.");
     for (cause, count) in app.engine.disconnect_causes() {
         page.sample("lightpipe_sessions_ended_total", &[("cause", cause)], count);
+    }
+
+    let clients: Vec<_> = app.clients.all().into_iter().map(|client| (client.status(), client)).collect();
+    page.family(
+        "lightpipe_client_seconds_total",
+        "counter",
+        "Time that a WHIP or WHEP client of ours spent in a state.",
+    );
+    for (status, client) in &clients {
+        for (state, spent) in ClientState::ALL.iter().zip(status.in_state) {
+            let labels = [("stream", client.stream()), ("server", client.host()), ("state", state.as_str())];
+            page.sample("lightpipe_client_seconds_total", &labels, spent.as_secs_f64());
+        }
+    }
+    type ClientField = fn(&ClientStatus) -> u64;
+    let counters: [(&str, &str, ClientField); 2] = [
+        ("lightpipe_client_offers_total", "Offers that a WHIP or WHEP client of ours sent.", |s| s.attempts),
+        ("lightpipe_client_sessions_total", "Sessions of it that connected.", |s| s.sessions),
+    ];
+    for (family, help, field) in counters {
+        page.family(family, "counter", help);
+        for (status, client) in &clients {
+            page.sample(family, &[("stream", client.stream()), ("server", client.host())], field(status));
+        }
     }
 
     let c = app.engine.counters();

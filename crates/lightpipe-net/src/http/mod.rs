@@ -24,6 +24,7 @@ use lightpipe_signal::Rooms;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::client::Clients;
 use crate::media::MediaEngine;
 use crate::registry::Streams;
 
@@ -74,6 +75,7 @@ impl Default for HttpConfig {
 pub(crate) struct App {
     pub(crate) engine: Arc<MediaEngine>,
     pub(crate) streams: Streams,
+    pub(crate) clients: Clients,
     pub(crate) sessions: Arc<session::Sessions>,
     pub(crate) publications: Arc<session::Sessions>,
     pub(crate) rooms: Arc<ws::RoomHub>,
@@ -103,6 +105,7 @@ impl HttpServer {
         listener: std::net::TcpListener,
         engine: Arc<MediaEngine>,
         streams: Streams,
+        clients: Clients,
         config: HttpConfig,
     ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
@@ -110,6 +113,7 @@ impl HttpServer {
         let app = App {
             engine,
             streams,
+            clients,
             sessions: Arc::default(),
             publications: Arc::default(),
             rooms: Arc::new(ws::RoomHub::new(Mutex::new(Rooms::new()))),
@@ -179,6 +183,7 @@ fn router(app: App) -> Router {
         .route("/ws", any(ws::upgrade))
         .route("/api/v1/streams", get(api::streams))
         .route("/api/v1/peers", get(api::peers))
+        .route("/api/v1/clients", get(api::clients))
         .route("/api/v1/events", get(api::events))
         .route("/api/v1/info", get(api::info))
         .route("/metrics", get(metrics::page))
