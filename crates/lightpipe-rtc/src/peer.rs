@@ -43,9 +43,9 @@ const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// second, its checks every two or three; the engine would stay on a path of higher priority until that is dead for good.
 const PATH_SILENCE: Duration = Duration::from_millis(2500);
 
-/// Silence of a server that we publish to after which it is gone. It answers our checks every two or three seconds; a viewer is given
-/// longer, because it may be walking between networks, and because here somebody waits to publish again.
-const SERVER_SILENCE: Duration = Duration::from_secs(8);
+/// Silence of a server, whose client we are, after which it is gone. It answers our checks every two or three seconds; a viewer is given
+/// longer, because it may be walking between networks, and because here somebody waits to connect again.
+pub(crate) const SERVER_SILENCE: Duration = Duration::from_secs(8);
 
 /// First retransmission of a connectivity check; doubles from there. RFC 8445 §14.3 wants 500 ms for strangers' networks, but a viewer
 /// asked for these checks, and they are one small datagram each.
@@ -353,7 +353,7 @@ pub struct Peer {
     created: Instant,
     connected: bool,
     path: Path,
-    /// When the server that we publish to was heard last; none if the other side is a viewer.
+    /// When the server whose client we are was heard last; none if the other side is a viewer.
     server_heard: Option<Instant>,
     /// Without a working candidate pair until then, the session is over.
     path_deadline: Option<Instant>,

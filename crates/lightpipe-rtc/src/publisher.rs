@@ -16,7 +16,7 @@ use str0m::{IceConnectionState, IceCreds, Rtc, RtcConfig};
 
 use crate::inbound::Inbound;
 use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError};
-use crate::peer::{Credentials, DisconnectCause, Output, PeerConfig, PeerError, PeerEvent};
+use crate::peer::{Credentials, DisconnectCause, Output, PeerConfig, PeerError, PeerEvent, SERVER_SILENCE};
 use crate::receiver::ReceiverCounters;
 
 /// Time for connectivity checks to find a path: of a new session, and after an ICE restart.
@@ -66,6 +66,8 @@ pub struct Publisher {
     candidates: usize,
     created: Instant,
     connected: bool,
+    /// When the server whose client we are was heard last; none if we are the server.
+    server_heard: Option<Instant>,
     path_deadline: Option<Instant>,
     closing: Option<(DisconnectCause, Instant)>,
     said_goodbye: bool,
@@ -133,6 +135,7 @@ impl Publisher {
         let pending = self.pending.take().ok_or(AnswerError::NotAwaited)?;
         self.rtc.sdp_api().accept_answer(pending, parsed).map_err(|e| AnswerError::Malformed(e.to_string()))?;
         self.created = now;
+        self.server_heard = Some(now);
         self.candidates = answer.matches("a=candidate:").count();
         self.open_lines(&negotiate::mids_of(&self.offer.clone()), negotiate::published_codec(answer, None));
         if self.video.is_none() && self.audio.is_none() {
@@ -160,6 +163,7 @@ impl Publisher {
             wall: ArrivalClock::default(),
             created: now,
             connected: false,
+            server_heard: None,
             path_deadline: None,
             closing: None,
             said_goodbye: false,
@@ -266,6 +270,7 @@ impl Publisher {
         if !self.rtc.accepts(&input) {
             return Err(PeerError::NotMine);
         }
+        self.server_heard = self.server_heard.map(|_| now);
         self.engine(|rtc| rtc.handle_input(input))?;
         self.check_limits(now);
         Ok(())
@@ -315,7 +320,7 @@ impl Publisher {
                         continue;
                     }
                     let gap = self.video.as_ref().and_then(|(inbound, _)| inbound.wake_at());
-                    let limits = [gap, self.closing.map(|(_, limit)| limit), self.path_deadline];
+                    let limits = [gap, self.closing.map(|(_, limit)| limit), self.path_ends()];
                     let connect = (!self.connected && self.pending.is_none()).then(|| self.created + ICE_CONNECT_LIMIT);
                     return Output::WakeAt(limits.into_iter().flatten().chain(connect).fold(at, Instant::min));
                 }
@@ -333,9 +338,15 @@ impl Publisher {
             // The clock starts with the answer.
         } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
             self.finish(DisconnectCause::IceNeverConnected);
-        } else if self.connected && self.path_deadline.is_some_and(|deadline| now >= deadline) {
+        } else if self.path_ends().is_some_and(|end| now >= end) {
             self.finish(DisconnectCause::IceTimeout);
         }
+    }
+
+    /// When an established connection counts as lost, as things stand.
+    fn path_ends(&self) -> Option<Instant> {
+        let silence = self.server_heard.map(|at| at + SERVER_SILENCE);
+        self.path_deadline.into_iter().chain(silence).min().filter(|_| self.connected)
     }
 
     fn engine(&mut self, call: impl FnOnce(&mut Rtc) -> Result<(), str0m::RtcError>) -> Result<(), PeerError> {

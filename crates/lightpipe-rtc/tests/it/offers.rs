@@ -53,6 +53,20 @@ fn a_server_that_falls_silent_is_given_up_after_eight_seconds() {
 }
 
 #[test]
+fn so_is_one_that_we_watch() {
+    let mut lab = Lab::seeded(76);
+    lab.play(lossy(0.0), lossy(0.0));
+    lab.connect_quietly();
+    lab.run_for(secs(5));
+    // Its network swallows everything.
+    lab.set_network(0, lossy(1.0), lossy(1.0));
+    let took = lab.run_until(secs(20), |lab| {
+        lab.pairs[0].viewer_events.iter().any(|(_, event)| *event == PeerEvent::Closed(DisconnectCause::IceTimeout))
+    });
+    assert!(took > secs(7) && took < ms(8100), "{took:?}");
+}
+
+#[test]
 fn nothing_happens_before_the_answer_and_the_time_limit_starts_with_it() {
     let mut lab = Lab::seeded(74);
     let (mut peer, offer) = Peer::offer(lab.config.clone(), Tracks::VIDEO, lab.now).unwrap();
