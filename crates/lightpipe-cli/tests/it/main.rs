@@ -22,6 +22,7 @@ mod lossy;
 mod metrics;
 mod pictures;
 mod pipes;
+mod publish;
 mod refused;
 mod restart;
 mod shutdown;

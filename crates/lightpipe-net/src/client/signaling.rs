@@ -63,7 +63,9 @@ impl SignalingError {
             self,
             Self::Refused { .. }
                 | Self::NoEndpoint { .. }
-                | Self::Http(HttpError::InsecureRedirect { .. } | HttpError::BadRedirect { .. })
+                | Self::Http(
+                    HttpError::RedirectLoop { .. } | HttpError::InsecureRedirect { .. } | HttpError::BadRedirect { .. }
+                )
         )
     }
 

@@ -23,6 +23,9 @@ use super::session::{self, text_body, text_header};
 /// How long a stream waits for its publisher to come back.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// A publisher that gave nothing for so long does not hold its name against another one, who probably is the same program started again.
+const SILENT: Duration = Duration::from_secs(3);
+
 /// Streams of publishers at a time.
 const MAX_STREAMS: usize = 64;
 
@@ -127,7 +130,8 @@ async fn make_way(app: &App, name: &str) -> Result<(), Problem> {
         return taken("stream_has_a_source", "A stream of this name is fed by the server itself.");
     }
     let Some(key) = app.publications.of_stream(name) else { return Ok(()) };
-    if !app.config.publish.takeover {
+    let silent = app.engine.peer(key).is_none_or(|peer| peer.gave.elapsed() >= SILENT);
+    if !app.config.publish.takeover && !silent {
         return taken(
             "already_published",
             "This stream is being published already; publish.takeover would let you take it over.",

@@ -291,6 +291,7 @@ impl MediaEngine {
                 connected: false,
                 counters: Counters::default(),
                 received,
+                gave: created,
                 send: Histogram::default(),
                 capture_to_sent: Histogram::default(),
             },

@@ -45,6 +45,8 @@ struct Slot {
     connected: bool,
     /// A picture or sound came.
     live: bool,
+    /// When one came last.
+    gave: Instant,
 }
 
 /// The publishers of one thread, by key.
@@ -86,7 +88,7 @@ impl Publishers {
     }
 
     pub(crate) fn add(&mut self, new: NewPublisher) {
-        let slot = Slot { wake_at: new.created, new, connected: false, live: false };
+        let slot = Slot { wake_at: new.created, gave: new.created, new, connected: false, live: false };
         self.slots.insert(slot.new.key, slot);
     }
 
@@ -162,7 +164,7 @@ impl Publishers {
     pub(crate) fn report(&self, shared: &Shared) {
         for (key, slot) in &self.slots {
             let counters = slot.new.publisher.counters();
-            shared.table.update(*key, |info| info.received = Some(counters));
+            shared.table.update(*key, |info| (info.received, info.gave) = (Some(counters), slot.gave));
         }
     }
 }
@@ -188,6 +190,7 @@ impl Slot {
 
     fn publish(&mut self, now: Instant, shared: &Shared) {
         while let Some(published) = self.new.publisher.take() {
+            self.gave = now;
             if !std::mem::replace(&mut self.live, true) {
                 self.new.stream.set_health(Health::Live);
                 let at = shared.clock.at(now);

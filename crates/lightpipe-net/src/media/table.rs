@@ -63,6 +63,8 @@ pub struct PeerInfo {
     pub counters: Counters,
     /// What it sent to us, if it publishes.
     pub received: Option<ReceiverCounters>,
+    /// When it last gave a picture or sound, if it publishes; its offer until then.
+    pub gave: Instant,
     /// Encoded to the last packet handed to the kernel.
     pub send: Histogram,
     /// Captured to the last packet handed to the kernel.

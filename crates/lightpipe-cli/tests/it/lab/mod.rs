@@ -2,7 +2,9 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod publishing;
 pub(crate) mod server;
+pub(crate) mod standin;
 pub(crate) mod viewer;
 
 use std::time::{Duration, Instant};

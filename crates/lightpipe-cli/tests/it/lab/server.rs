@@ -107,7 +107,7 @@ fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
-fn text_of(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+pub(crate) fn text_of(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
     let end = Arc::clone(&text);
     std::thread::spawn(move || {
