@@ -29,6 +29,16 @@ Publishes until SIGINT or SIGTERM, and again whenever the server comes back; the
 
 Exit codes: 0 ended by a signal; 2 wrong flags, file or environment; 3 the server refuses, or the source cannot start.";
 
+const PLAY_EXAMPLES: &str = "Examples:
+  lightpipe play http://127.0.0.1:8080/whep/cube --verbose
+  lightpipe play https://media.example/whep/cam --token SECRET --raw | ffplay -f rawvideo -video_size 1280x720 -
+  lightpipe play https://media.example/whep/cam --pcm --seconds 10 > sound.pcm
+
+Plays until SIGINT or SIGTERM, until --seconds are over, or until nobody reads standard output any more. A server that comes back
+is connected to again.
+
+Exit codes: 0 ended as above; 2 wrong flags, file or environment; 3 the server refuses, or the output fails.";
+
 const CHECK_WHIP_EXAMPLES: &str = "Examples:
   lightpipe check-whip https://media.example/whip/cam --token SECRET
   lightpipe check-whip http://127.0.0.1:8889/cam/whip --json
@@ -65,6 +75,9 @@ pub(crate) enum Command {
     /// Publish a stream to somebody else's WHIP server.
     #[command(after_help = PUBLISH_EXAMPLES)]
     Publish(PublishFlags),
+    /// Play a WHEP server's stream: into a file, or decoded to standard output.
+    #[command(after_help = PLAY_EXAMPLES)]
+    Play(PlayFlags),
     /// List cameras and screens.
     Devices(DevicesFlags),
     /// Check ports, encoders, FFmpeg and clock, and say how to fix what is wrong.
@@ -156,6 +169,35 @@ pub(crate) struct PublishFlags {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
     if (0.0..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("must be 0 to 3600".into()) }
+}
+
+/// Flags of `play`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlayFlags {
+    /// The WHEP endpoint; a token may stand before the host, https://TOKEN@host/path
+    #[arg(value_name = "URL")]
+    pub(crate) url: Endpoint,
+    /// Bearer token
+    #[arg(long, env = "LIGHTPIPE_WHIP_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Decoded pictures on standard output: I420, one after the other; their size is told on standard error
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Decoded sound on standard output: s16le, 48 kHz, stereo; what was lost is concealed
+    #[arg(long, conflicts_with = "raw")]
+    pub(crate) pcm: bool,
+    /// End so many seconds after the first picture or sound
+    #[arg(long, value_parser = seconds)]
+    pub(crate) seconds: Option<f64>,
+    /// Tell each second on standard error what comes
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+    /// Address for media; every IPv4 interface if not given
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<IpAddr>,
+    /// Write logs as JSON lines
+    #[arg(long)]
+    pub(crate) log_json: bool,
 }
 
 /// Flags of `devices`.

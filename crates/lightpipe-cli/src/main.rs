@@ -6,6 +6,7 @@ mod cli;
 mod devices;
 mod doctor;
 mod output;
+mod play;
 mod process;
 mod publish;
 mod serve;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         None => serve::run(&cli.serve),
         Some(Command::Serve(flags)) => serve::run(&flags),
         Some(Command::Publish(flags)) => publish::run(&flags),
+        Some(Command::Play(flags)) => play::run(&flags),
         Some(Command::Devices(flags)) => devices::run(&flags),
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::CheckWhip(flags)) => check::whip(&flags),

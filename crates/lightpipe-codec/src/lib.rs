@@ -6,12 +6,15 @@
 
 pub mod audio_encoder;
 mod audio_thread;
+pub mod decoder;
 pub mod encoder;
 pub mod openh264;
+pub mod openh264_decoder;
 pub mod opus;
 mod thread;
 
 pub use audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
 pub use audio_thread::{AudioSetup, AudioThread};
+pub use decoder::{DecodeError, VideoDecoder, decoder_for};
 pub use encoder::{Content, EncodeError, Encoded, EncoderConfig, VideoEncoder};
 pub use thread::{EncodeThread, MakeEncoder, Setup};
