@@ -40,6 +40,12 @@ pub fn check_post(content_type: Option<&str>) -> Result<(), Refusal> {
     }
 }
 
+/// Whether a player says that it reads SDP in answers: then an offer that cannot be used is countered by one of ours (406, draft §4.2.2).
+/// Players that do not say so get the reason instead, since most of them cannot answer.
+pub fn takes_counter_offers(accept: Option<&str>) -> bool {
+    accept.is_some_and(|types| types.split(',').any(|listed| content_type_is(Some(listed.trim()), SDP)))
+}
+
 /// What a valid PATCH asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Patch {
@@ -92,6 +98,121 @@ pub fn check_patch(
     }
 }
 
+/// An event of the server-sent events extension. Advertisements (`scte35`) are nothing that we carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventType {
+    /// Somebody publishes the stream.
+    Active,
+    /// Nobody does any more.
+    Inactive,
+    /// Which layers there are, their sizes and bitrates.
+    Layers,
+    /// The player should make a new session.
+    Reconnect,
+    /// How many watch.
+    ViewerCount,
+}
+
+impl EventType {
+    /// All that we send.
+    pub const ALL: [Self; 5] = [Self::Active, Self::Inactive, Self::Layers, Self::Reconnect, Self::ViewerCount];
+
+    /// Name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Layers => "layers",
+            Self::Reconnect => "reconnect",
+            Self::ViewerCount => "viewercount",
+        }
+    }
+}
+
+/// Media type of the extensions' requests.
+pub const JSON: &str = "application/json";
+
+/// Reads which events a player wants: all without a body. Names that we do not know are left out.
+pub fn parse_events(content_type: Option<&str>, body: &str) -> Result<Vec<EventType>, Refusal> {
+    if body.trim().is_empty() {
+        return Ok(EventType::ALL.to_vec());
+    }
+    check_json(content_type)?;
+    let names: Vec<String> = serde_json::from_str(body).map_err(|error| {
+        Refusal::new(400, "bad_events", format!("the body is no JSON array of event names: {error}"))
+    })?;
+    Ok(EventType::ALL.into_iter().filter(|kind| names.iter().any(|name| name == kind.as_str())).collect())
+}
+
+fn check_json(content_type: Option<&str>) -> Result<(), Refusal> {
+    if content_type_is(content_type, JSON) {
+        return Ok(());
+    }
+    Err(Refusal::new(415, "wrong_content_type", format!("this is sent as {JSON}")))
+}
+
+/// Which layer a player wants. Without a constraint the choice is ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LayerChoice {
+    /// Index of the m-line, the first video one if not said.
+    pub media_id: Option<String>,
+    /// RID of a simulcast encoding; earlier drafts call it `encodingId`.
+    #[serde(alias = "encodingId")]
+    pub rid: Option<String>,
+    /// Spatial layer.
+    pub spatial_layer_id: Option<u32>,
+    /// Temporal layer.
+    pub temporal_layer_id: Option<u32>,
+    /// Highest spatial layer.
+    pub max_spatial_layer_id: Option<u32>,
+    /// Highest temporal layer.
+    pub max_temporal_layer_id: Option<u32>,
+    /// Most columns.
+    pub max_width: Option<u32>,
+    /// Most rows.
+    pub max_height: Option<u32>,
+}
+
+impl LayerChoice {
+    /// Reads a request's body.
+    pub fn parse(content_type: Option<&str>, body: &str) -> Result<Self, Refusal> {
+        check_json(content_type)?;
+        serde_json::from_str(body)
+            .map_err(|error| Refusal::new(400, "bad_layer", format!("the body is no layer selection: {error}")))
+    }
+
+    /// Whether the only layer, of `size` (columns and rows), on m-line `video_line`, is what is asked for.
+    pub fn check(&self, video_line: usize, size: Option<(u32, u32)>) -> Result<(), Refusal> {
+        let refuse = |what: String| Err(Refusal::new(422, "no_such_layer", what));
+        if self.media_id.as_ref().is_some_and(|id| *id != video_line.to_string()) {
+            return refuse(format!("the m-line with video is {video_line}"));
+        }
+        if let Some(rid) = &self.rid {
+            return refuse(format!(
+                "there is no layer {:?}; this stream has one, without a RID",
+                rid.chars().take(40).collect::<String>()
+            ));
+        }
+        let above_zero = |id: Option<u32>| id.is_some_and(|id| id > 0);
+        if above_zero(self.spatial_layer_id) || above_zero(self.temporal_layer_id) {
+            return refuse("this stream has one spatial and one temporal layer, number 0".into());
+        }
+        let too_large = |limit: Option<u32>, side: u32| limit.is_some_and(|limit| limit < side);
+        if let Some((width, height)) = size
+            && (too_large(self.max_width, width) || too_large(self.max_height, height))
+        {
+            return refuse(format!("the only layer is {width}x{height}"));
+        }
+        Ok(())
+    }
+}
+
+/// Index of the first video m-line of an SDP.
+pub fn video_line(sdp: &str) -> usize {
+    sdp.lines().filter(|l| l.starts_with("m=")).position(|l| l.starts_with("m=video")).unwrap_or(0)
+}
+
 /// The first `a=ice-ufrag` of an SDP.
 pub fn ice_ufrag(sdp: &str) -> &str {
     sdp.lines().find_map(|l| l.strip_prefix("a=ice-ufrag:")).map_or("", str::trim)
@@ -108,6 +229,39 @@ mod tests {
     fn check(content_type: Option<&str>, if_match: Option<&str>, body: &str, expected: Result<Patch, u16>) {
         let got = check_patch(content_type, if_match, body, "\"e1\"", "same");
         assert_eq!(got.map_err(|r| r.status), expected, "{content_type:?} {if_match:?} {body:?}");
+    }
+
+    #[test]
+    fn events_as_players_ask_for_them() {
+        let check = |content_type: Option<&str>, body: &str, expected: Result<&[&str], u16>| {
+            let got =
+                parse_events(content_type, body).map(|all| all.into_iter().map(EventType::as_str).collect::<Vec<_>>());
+            assert_eq!(got.map_err(|r| r.status), expected.map(<[_]>::to_vec), "{body:?}");
+        };
+        check(None, "", Ok(&["active", "inactive", "layers", "reconnect", "viewercount"]));
+        check(Some(JSON), r#"["viewercount","scte35","active"]"#, Ok(&["active", "viewercount"]));
+        check(Some("application/json; charset=utf-8"), "[]", Ok(&[]));
+        check(Some(JSON), r#"{"active":true}"#, Err(400));
+        check(Some("text/plain"), r#"["active"]"#, Err(415));
+    }
+
+    #[test]
+    fn the_only_layer_is_given_and_others_are_named_as_missing() {
+        let check = |body: &str, expected: Result<(), u16>| {
+            let choice = LayerChoice::parse(Some(JSON), body);
+            let got = choice.and_then(|choice| choice.check(1, Some((1280, 720))));
+            assert_eq!(got.map_err(|r| r.status), expected, "{body}");
+        };
+        check("{}", Ok(()));
+        check(r#"{"mediaId":"1"}"#, Ok(()));
+        check(r#"{"mediaId":"1","spatialLayerId":0,"maxWidth":1920,"unknown":true}"#, Ok(()));
+        check(r#"{"mediaId":"0"}"#, Err(422));
+        check(r#"{"rid":"h"}"#, Err(422));
+        check(r#"{"encodingId":"h"}"#, Err(422));
+        check(r#"{"temporalLayerId":1}"#, Err(422));
+        check(r#"{"maxHeight":360}"#, Err(422));
+        check(r#"{"maxHeight":"tall"}"#, Err(400));
+        check("hd", Err(400));
     }
 
     #[test]

@@ -1,7 +1,13 @@
 //! WHEP as its drafts have it: trickle, restart, the end, and pages of other origins.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
 use crate::lab::browser::{PLAYER, foreign_page, inbound, wait_decoded, wait_playing};
-use crate::lab::{PATIENCE, Viewer, chromium, quiet, serve, shared, until};
+use crate::lab::server::program;
+use crate::lab::standin::{Manner, Real, StandIn};
+use crate::lab::{PATIENCE, Server, Viewer, chromium, http, quiet, serve, shared, until};
 
 const FRAG: (&str, &str) = ("Content-Type", "application/trickle-ice-sdpfrag");
 const CANDIDATE: &str = "a=mid:0\r\na=candidate:1 1 udp 2130706431 127.0.0.1 50000 typ host\r\n";
@@ -40,6 +46,127 @@ async fn a_session_trickles_refuses_what_is_stale_and_ends_once() {
     assert_eq!(server.request("DELETE", session, &[], b"").problem(), (404, "no_such_session".into()));
     assert_eq!(patch(&[FRAG, ("If-Match", etag)], CANDIDATE).problem(), (404, "no_such_session".into()));
     server.wait_peers(0, PATIENCE);
+}
+
+/// Reads server-sent events as they come.
+fn events_of(
+    server: &Server,
+    path: &str,
+) -> (BufReader<TcpStream>, impl FnMut(&mut BufReader<TcpStream>) -> Option<(String, String)> + use<>) {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"), "{head}");
+    let next = |reader: &mut BufReader<TcpStream>| {
+        let mut event = String::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            if let Some(name) = line.strip_prefix("event: ") {
+                event = name.trim().to_owned();
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                return Some((event, data.trim().to_owned()));
+            }
+        }
+    };
+    (reader, next)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_tells_of_its_stream_by_server_sent_events() {
+    let _machine = shared().await;
+    let mut server = serve(&["pattern"]).start();
+    let viewer = Viewer::join(&server, "pattern");
+    viewer.wait_pictures(5, PATIENCE);
+    let json = ("Content-Type", "application/json");
+    let post =
+        |path: &str, body: &str| server.request("POST", &format!("{}{path}", viewer.session), &[json], body.as_bytes());
+
+    let made = post("/events", r#"["active","layers","viewercount","reconnect","scte35"]"#);
+    assert_eq!(made.status, 201, "{made:?}");
+    let (mut reader, mut next) = events_of(&server, made.header("location"));
+    let mut told = std::collections::BTreeMap::new();
+    while told.len() < 3 {
+        let (event, data) = next(&mut reader).unwrap();
+        told.insert(event, serde_json::from_str::<serde_json::Value>(&data).unwrap());
+    }
+    assert_eq!(told["active"], serde_json::json!({}));
+    assert_eq!(told["viewercount"]["viewercount"], 1);
+    let layer = &told["layers"]["0"][0];
+    assert_eq!(
+        (&layer["width"], &layer["height"], &layer["spatialLayerId"]),
+        (&320.into(), &180.into(), &0.into()),
+        "{layer}"
+    );
+
+    // What was not asked for is not told, and what was ended is gone.
+    let quiet = post("/events", r#"["inactive"]"#).header("location").to_owned();
+    assert_eq!(server.request("DELETE", &quiet, &[], b"").status, 200);
+    assert_eq!(server.get(&quiet).problem(), (404, "no_such_event_stream".into()));
+    assert_eq!(post("/events", "active").problem(), (400, "bad_events".into()));
+    let many: Vec<u16> = (0..5).map(|_| post("/events", "[]").status).collect();
+    assert_eq!(many, [201, 201, 201, 429, 429], "one is open already");
+    assert_eq!(server.request("POST", "/whep/pattern/nobody/events", &[json], b"[]").problem().0, 404);
+
+    for (body, status) in
+        [("{}", 200), (r#"{"mediaId":"0","spatialLayerId":0}"#, 200), (r#"{"rid":"h"}"#, 422), ("h", 400)]
+    {
+        assert_eq!(post("/layer", body).status, status, "{body}");
+    }
+    // The server ends: players are told to come back.
+    server.signal(rustix::process::Signal::TERM);
+    let last = std::iter::from_fn(|| next(&mut reader)).last().unwrap();
+    assert_eq!(last, ("reconnect".into(), "{}".into()));
+    server.wait_exit(PATIENCE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_cannot_be_used_is_countered_for_those_who_read_sdp() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).unlimited().start();
+    let address = server.address();
+    // Between our player and our server stands somebody who makes its offer one of VP9.
+    let between = StandIn::start(Real::new(address, ""), move |asked, _, _| {
+        let spoilt = asked.body.replace("H264/90000", "VP9/90000").replace("VP8/90000", "VP9/90000");
+        let body = if asked.method == "POST" { &spoilt } else { &asked.body };
+        let headers = [("Content-Type", "application/sdp"), ("Accept", "application/sdp")];
+        let headers = if body.is_empty() { &[][..] } else { &headers };
+        let answer = http::request(address, &asked.method, &asked.target, headers, body.as_bytes()).unwrap();
+        let (kind, location) = (answer.header("content-type"), answer.header("location"));
+        let headers: Vec<_> =
+            [("Content-Type", kind), ("Location", location)].into_iter().filter(|(_, v)| !v.is_empty()).collect();
+        Manner::say(answer.status, &headers, &answer.body)
+    });
+    let mut command = program();
+    command.args(["play", &between.url("/whep/pattern"), "--host", "127.0.0.1", "--raw", "--seconds", "1"]);
+    let out = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let pictures = out.stdout.len() / (320 * 180 * 3 / 2);
+    assert!(pictures > 15 && out.stdout.len() % (320 * 180 * 3 / 2) == 0, "{pictures}");
+    let methods: Vec<String> = between.asked().into_iter().map(|asked| asked.method).collect();
+    assert_eq!(methods, ["POST", "PATCH", "DELETE"]);
+    server.wait_peers(0, PATIENCE);
+
+    // Who does not read SDP hears why.
+    let offer = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\nm=video 9 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\n\
+        a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdefghijklmn\r\na=fingerprint:sha-256 \
+        00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF\r\na=setup:actpass\r\n\
+        a=mid:0\r\na=recvonly\r\na=rtcp-mux\r\na=rtpmap:96 VP9/90000\r\n";
+    assert_eq!(server.post_offer("pattern", offer).problem(), (422, "no_common_codec".into()));
+    let headers = [("Content-Type", "application/sdp"), ("Accept", "application/sdp;q=0.9, */*")];
+    let countered = server.request("POST", "/whep/pattern", &headers, offer.as_bytes());
+    assert_eq!(countered.status, 406);
+    assert!(countered.header("content-type").starts_with("application/sdp; valid-until=\""), "{countered:?}");
+    assert!(countered.body.contains("a=sendonly") && countered.body.contains("H264"), "{countered:?}");
+    let bad = server.request("PATCH", countered.header("location"), &[("Content-Type", "application/sdp")], b"v=0\r\n");
+    assert_eq!(bad.problem(), (400, "bad_answer".into()));
 }
 
 /// A viewer as a program would write it, on the server's own origin.

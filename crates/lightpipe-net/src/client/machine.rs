@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::session::WebRtcSession;
-use super::signaling::{SignalingError, WhipSignaling};
+use super::signaling::{Reply, SignalingError, WhipSignaling};
 use super::status::{ClientState, SharedStatus};
 use crate::media::ViewerError;
 
@@ -118,17 +118,37 @@ impl<S: WhipSignaling, W: WebRtcSession> Machine<S, W> {
                 return (End::Stopped, None);
             }
         };
-        let (end, lasted) = self.live(accepted.answer, &mut stop).await;
+        let (end, lasted) = self.live(accepted.reply, accepted.resource.clone(), &mut stop).await;
         self.finish(accepted.resource).await;
         (end, lasted)
     }
 
-    async fn live(&mut self, answer: String, stop: &mut watch::Receiver<bool>) -> (End, Option<Duration>) {
+    async fn live(
+        &mut self,
+        reply: Reply,
+        resource: Option<Uri>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> (End, Option<Duration>) {
         if *stop.borrow() {
             return (End::Stopped, None);
         }
         self.enter(ClientState::Connecting);
-        if let Err(error) = self.session.accept(answer).await {
+        let agreed = match reply {
+            Reply::Answer(answer) => self.session.accept(answer).await,
+            Reply::CounterOffer(offer) => match self.session.counter(offer).await {
+                Ok(answer) => {
+                    // Without a resource there is nowhere to send it: the session will not connect, and says so.
+                    if let Some(resource) = resource
+                        && let Err(error) = self.signaling.answer(resource, answer).await
+                    {
+                        return (End::Signaling(error), None);
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = agreed {
             return (End::Media(error), None);
         }
         tokio::select! {
@@ -191,6 +211,7 @@ mod tests {
         /// Answers so late.
         TakesAfter(Duration),
         AnswersNonsense,
+        Counters,
         Refuses(u16),
         Busy(u64),
         Absent,
@@ -237,7 +258,7 @@ mod tests {
             let server = self.server.lock().expect("script").pop_front().unwrap_or(Server::Takes);
             self.note("POST");
             let accepted = |answer: &str| Accepted {
-                answer: answer.to_owned(),
+                reply: Reply::Answer(answer.to_owned()),
                 resource: Some("http://media.example/s/1".parse().expect("a URL")),
             };
             match server {
@@ -247,6 +268,7 @@ mod tests {
                     Ok(accepted("v=0"))
                 }
                 Server::AnswersNonsense => Ok(accepted("nonsense")),
+                Server::Counters => Ok(Accepted { reply: Reply::CounterOffer("v=0".into()), ..accepted("") }),
                 Server::Refuses(status) => Err(SignalingError::Refused { status, said: String::new() }),
                 Server::Busy(seconds) => Err(SignalingError::NotNow {
                     status: 503,
@@ -258,6 +280,11 @@ mod tests {
                     Err(HttpError::Unanswered { host: "media.example".into(), reason }.into())
                 }
             }
+        }
+
+        async fn answer(&self, _: Uri, _: String) -> Result<(), SignalingError> {
+            self.note("PATCH");
+            Ok(())
         }
 
         async fn end(&self, _: Uri) -> Result<(), SignalingError> {
@@ -273,6 +300,10 @@ mod tests {
 
         async fn accept(&mut self, answer: String) -> Result<(), ViewerError> {
             if answer == "v=0" { Ok(()) } else { Err(ViewerError::Gone) }
+        }
+
+        async fn counter(&mut self, _: String) -> Result<String, ViewerError> {
+            Ok("v=0".into())
         }
 
         async fn connected(&mut self) -> Result<(), DisconnectCause> {
@@ -365,6 +396,12 @@ mod tests {
         check(&[Server::AnswersNonsense], &[], 4.5, ClientState::Connected, &expected).await;
         let expected = ["0 POST", "15 DELETE", "15 close", "16 POST", "17 DELETE", "17 close"];
         check(&[], &[Media::NeverConnects], 16.5, ClientState::Connected, &expected).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_counter_offer_is_answered() {
+        let expected = ["0 POST", "0 PATCH", "3 DELETE", "3 close"];
+        check(&[Server::Counters], &[], 2.5, ClientState::Connected, &expected).await;
     }
 
     #[tokio::test(start_paused = true)]

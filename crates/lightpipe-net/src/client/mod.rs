@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 pub use self::http::{HttpError, tls};
 pub use self::session::WebRtcSession;
-pub use self::signaling::{Accepted, HttpSignaling, SignalingError, WhipSignaling};
+pub use self::signaling::{Accepted, HttpSignaling, Reply, SignalingError, WhipSignaling};
 pub use self::status::{ClientState, ClientStatus};
 
 use self::machine::Machine;

@@ -15,6 +15,9 @@ pub trait WebRtcSession: Send + 'static {
     /// Takes the answer.
     fn accept(&mut self, answer: String) -> impl Future<Output = Result<(), ViewerError>> + Send;
 
+    /// Takes the server's counter-offer instead; our answer.
+    fn counter(&mut self, offer: String) -> impl Future<Output = Result<String, ViewerError>> + Send;
+
     /// Resolves when media may flow, or with the cause of the end.
     fn connected(&mut self) -> impl Future<Output = Result<(), DisconnectCause>> + Send;
 
@@ -54,6 +57,19 @@ impl EngineSession {
     }
 }
 
+impl EngineSession {
+    /// A played stream's codec may be another one after its server came back.
+    fn settle_codec(&mut self) {
+        if self.direction == Direction::Play {
+            let codec = self.stream.has_video().then(|| self.stream.codec());
+            if self.codec != codec && self.codec.is_some() {
+                self.engine.close_viewers_of(self.stream.name(), DisconnectCause::StreamEnded);
+            }
+            self.codec = codec;
+        }
+    }
+}
+
 impl WebRtcSession for EngineSession {
     async fn open(&mut self) -> Result<String, ViewerError> {
         let (engine, stream, direction) = (Arc::clone(&self.engine), Arc::clone(&self.stream), self.direction);
@@ -72,14 +88,21 @@ impl WebRtcSession for EngineSession {
     async fn accept(&mut self, answer: String) -> Result<(), ViewerError> {
         let session = self.current.as_ref().ok_or(ViewerError::Gone)?;
         self.engine.accept_answer(session.key, answer).await?;
-        if self.direction == Direction::Play {
-            let codec = self.stream.has_video().then(|| self.stream.codec());
-            if self.codec != codec && self.codec.is_some() {
-                self.engine.close_viewers_of(self.stream.name(), DisconnectCause::StreamEnded);
-            }
-            self.codec = codec;
-        }
+        self.settle_codec();
         Ok(())
+    }
+
+    async fn counter(&mut self, offer: String) -> Result<String, ViewerError> {
+        self.close(DisconnectCause::SignallingClosed);
+        let (engine, stream) = (Arc::clone(&self.engine), Arc::clone(&self.stream));
+        let session =
+            tokio::task::spawn_blocking(move || engine.answer_to_receive(&stream, &offer, Transport::WhepClient))
+                .await
+                .map_err(|_| ViewerError::Gone)??;
+        let sdp = session.sdp.clone();
+        self.current = Some(session);
+        self.settle_codec();
+        Ok(sdp)
     }
 
     async fn connected(&mut self) -> Result<(), DisconnectCause> {

@@ -14,6 +14,8 @@ const OFFER_LIMIT: Duration = Duration::from_secs(10);
 /// Time for the answer to a DELETE: a server that does not answer must not keep us from ending.
 const DELETE_LIMIT: Duration = Duration::from_secs(2);
 
+const WHEP: &str = "WHEP";
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -78,11 +80,20 @@ impl SignalingError {
     }
 }
 
+/// What the server sent back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Its answer to our offer.
+    Answer(String),
+    /// An offer of its own instead (WHEP draft §4.2.2): to be answered with [`WhipSignaling::answer`].
+    CounterOffer(String),
+}
+
 /// A session that the server made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
-    /// Its answer.
-    pub answer: String,
+    /// Its SDP.
+    pub reply: Reply,
     /// The session's URL; none where a server sends no `Location` that one could use, and then the session cannot be ended by DELETE.
     pub resource: Option<Uri>,
 }
@@ -91,6 +102,9 @@ pub struct Accepted {
 pub trait WhipSignaling: Send + Sync + 'static {
     /// Sends an offer.
     fn offer(&self, sdp: String) -> impl Future<Output = Result<Accepted, SignalingError>> + Send;
+
+    /// Answers the server's counter-offer.
+    fn answer(&self, resource: Uri, sdp: String) -> impl Future<Output = Result<(), SignalingError>> + Send;
 
     /// Ends a session.
     fn end(&self, resource: Uri) -> impl Future<Output = Result<(), SignalingError>> + Send;
@@ -112,7 +126,7 @@ impl HttpSignaling {
 
     /// For a WHEP endpoint (draft-ietf-wish-whep-03).
     pub fn whep(endpoint: Uri, token: Option<String>) -> Self {
-        Self { http: Http::new(token), endpoint, protocol: "WHEP" }
+        Self { http: Http::new(token), endpoint, protocol: WHEP }
     }
 
     /// The HTTP library blocks; requests are few.
@@ -133,6 +147,14 @@ impl WhipSignaling for HttpSignaling {
         read_answer(&answer, self.protocol)
     }
 
+    async fn answer(&self, resource: Uri, sdp: String) -> Result<(), SignalingError> {
+        let answer = self.send(Method::PATCH, resource, sdp, OFFER_LIMIT).await?;
+        match answer.status {
+            200..=299 => Ok(()),
+            status => Err(SignalingError::Refused { status, said: said(&answer) }),
+        }
+    }
+
     async fn end(&self, resource: Uri) -> Result<(), SignalingError> {
         let answer = self.send(Method::DELETE, resource, String::new(), DELETE_LIMIT).await?;
         match answer.status {
@@ -148,6 +170,7 @@ fn read_answer(answer: &Answer, protocol: &'static str) -> Result<Accepted, Sign
     let status = answer.status;
     match status {
         200..=299 => {}
+        406 if answer.body.starts_with("v=") && protocol == WHEP => {}
         // The stream is taken (the session that we had may be the one that takes it), or there are too many.
         408 | 409 | 425 | 429 | 500..=599 => {
             let retry_after = answer.header(header::RETRY_AFTER).and_then(|s| s.parse().ok()).map(Duration::from_secs);
@@ -165,7 +188,8 @@ fn read_answer(answer: &Answer, protocol: &'static str) -> Result<Accepted, Sign
         });
     }
     let resource = answer.header(header::LOCATION).and_then(|location| resolve(&answer.url, location));
-    Ok(Accepted { answer: answer.body.clone(), resource })
+    let reply = if status == 406 { Reply::CounterOffer } else { Reply::Answer };
+    Ok(Accepted { reply: reply(answer.body.clone()), resource })
 }
 
 /// The server's own words: the detail of a problem (RFC 9457), or the beginning of its text.
@@ -229,6 +253,15 @@ mod tests {
             true,
             "what answers at media.example is no WHIP endpoint: 200 with \"text/html\"",
         );
+    }
+
+    #[test]
+    fn a_counter_offer_is_one_for_whep_only() {
+        let countered = answer(406, &[(header::LOCATION, "/s/1")], "v=0\r\n");
+        let accepted = read_answer(&countered, WHEP).expect("a session");
+        assert_eq!(accepted.reply, Reply::CounterOffer("v=0\r\n".into()));
+        assert!(read_answer(&countered, "WHIP").is_err_and(|error| error.is_final()));
+        assert!(read_answer(&answer(406, &[], "not for you"), WHEP).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod pages;
 mod problem;
 mod session;
 mod whep;
+mod whep_extensions;
 mod whip;
 mod ws;
 
@@ -156,6 +157,21 @@ fn router(app: App) -> Router {
                 .delete(whep::delete)
                 .options(session::options)
                 .fallback(whep::wrong_method),
+        )
+        .route(
+            "/whep/{stream}/{session}/events",
+            axum::routing::post(whep_extensions::create).options(session::options).fallback(whep::wrong_method),
+        )
+        .route(
+            "/whep/{stream}/{session}/events/{id}",
+            get(whep_extensions::deliver)
+                .delete(whep_extensions::end)
+                .options(session::options)
+                .fallback(whep::wrong_method),
+        )
+        .route(
+            "/whep/{stream}/{session}/layer",
+            axum::routing::post(whep_extensions::choose_layer).options(session::options).fallback(whep::wrong_method),
         )
         .route(
             "/whip/{stream}",

@@ -53,6 +53,7 @@ pub(crate) fn describe(error: &ViewerError) -> (StatusCode, &'static str) {
     match error {
         ViewerError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too_many_pending_sessions"),
         ViewerError::Gone => (StatusCode::NOT_FOUND, "no_such_session"),
+        ViewerError::Peer(PeerError::Answer(_)) => (StatusCode::BAD_REQUEST, "bad_answer"),
         ViewerError::Peer(PeerError::Offer(offer)) => match offer {
             OfferError::NoCommonCodec { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "no_common_codec"),
             OfferError::NoVideo => (StatusCode::UNPROCESSABLE_ENTITY, "no_video_in_offer"),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
@@ -11,14 +11,21 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lightpipe_rtc::{Candidate, Credentials, DisconnectCause};
 use lightpipe_signal::SdpFrag;
-use lightpipe_signal::whep::{self, Patch};
+use lightpipe_signal::whep::{self, EventType, Patch};
 
 use super::App;
 use super::problem::Problem;
-use crate::media::NewSession;
+use super::whep_extensions;
+use crate::media::{NewSession, random_id};
 
 /// A body must be there within this; a slower sender is no peer.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a counter-offer waits for its answer.
+const COUNTER_OFFER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Event streams of one session at a time.
+const MAX_EVENT_STREAMS: usize = 4;
 
 /// Longest fragment of a PATCH that is read; the parser's own limit is lower.
 const FRAGMENT_LIMIT: usize = 64 << 10;
@@ -37,6 +44,12 @@ struct Session {
     etag: String,
     remote_ufrag: String,
     restarts: u32,
+    /// False while an offer of ours waits for its answer.
+    answered: bool,
+    /// Index of the m-line with video.
+    video_line: usize,
+    /// Event streams by id: what each wants to hear of.
+    events: HashMap<String, Vec<EventType>>,
 }
 
 impl Sessions {
@@ -69,7 +82,16 @@ impl Sessions {
         let NewSession { id, key, sdp: answer, mut phase } = peer;
         let etag = format!("\"{id}-0\"");
         let remote_ufrag = whep::ice_ufrag(offer).to_owned();
-        let session = Session { key, stream: stream.to_owned(), etag: etag.clone(), remote_ufrag, restarts: 0 };
+        let session = Session {
+            key,
+            stream: stream.to_owned(),
+            etag: etag.clone(),
+            remote_ufrag,
+            restarts: 0,
+            answered: true,
+            video_line: whep::video_line(offer),
+            events: HashMap::new(),
+        };
         self.lock().insert(id.clone(), session);
         tokio::spawn({
             let (sessions, id) = (Arc::clone(self), id.clone());
@@ -80,6 +102,7 @@ impl Sessions {
             }
         });
         let location = format!("/{endpoint}/{}/{id}", urlencode(stream));
+        let extensions = if endpoint == "whep" { whep_extensions::links(&location).to_vec() } else { Vec::new() };
         let mut response = (
             StatusCode::CREATED,
             [(header::CONTENT_TYPE, whep::SDP.to_owned()), (header::LOCATION, location), (header::ETAG, etag)],
@@ -87,7 +110,82 @@ impl Sessions {
         )
             .into_response();
         add_ice_servers(app, &mut response);
+        for link in extensions {
+            if let Ok(value) = http::HeaderValue::from_str(&link) {
+                response.headers_mut().append(header::LINK, value);
+            }
+        }
         response
+    }
+
+    /// Enters a session whose offer is ours, and answers 406 with it (WHEP draft §4.2.2). It ends if no answer comes in time.
+    pub(crate) fn counter(self: &Arc<Self>, app: &App, stream: &str, peer: NewSession) -> Response {
+        let valid_until = httpdate::fmt_http_date(SystemTime::now() + COUNTER_OFFER_LIMIT);
+        let (key, id) = (peer.key, peer.id.clone());
+        let offer = peer.sdp.clone();
+        let mut response = self.open(app, "whep", stream, &offer, peer, || std::future::ready(()));
+        if let Some(session) = self.lock().get_mut(&id) {
+            session.answered = false;
+        }
+        tokio::spawn({
+            let (sessions, engine) = (Arc::clone(self), Arc::clone(&app.engine));
+            async move {
+                tokio::time::sleep(COUNTER_OFFER_LIMIT).await;
+                if sessions.lock().get(&id).is_some_and(|session| !session.answered) {
+                    engine.close(key, DisconnectCause::SignallingClosed);
+                }
+            }
+        });
+        *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+        if let Ok(kind) = http::HeaderValue::from_str(&format!("{}; valid-until=\"{valid_until}\"", whep::SDP)) {
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
+        response
+    }
+
+    /// The answer to a counter-offer of ours.
+    async fn answered(&self, app: &App, id: &str, session: &Session, body: String) -> Result<Response, Problem> {
+        let remote_ufrag = whep::ice_ufrag(&body).to_owned();
+        app.engine.accept_answer(session.key, body).await?;
+        if let Some(entry) = self.lock().get_mut(id) {
+            (entry.answered, entry.remote_ufrag) = (true, remote_ufrag);
+        }
+        Ok(StatusCode::NO_CONTENT.into_response())
+    }
+
+    /// Adds an event stream to a session; its id.
+    pub(crate) fn add_events(&self, stream: &str, id: &str, wanted: Vec<EventType>) -> Result<String, Problem> {
+        self.find(id, stream)?;
+        let mut all = self.lock();
+        let Some(session) = all.get_mut(id).filter(|session| session.events.len() < MAX_EVENT_STREAMS) else {
+            return Err(Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_event_streams",
+                format!("A session has {MAX_EVENT_STREAMS} event streams at most; DELETE one."),
+            ));
+        };
+        let events = random_id();
+        session.events.insert(events.clone(), wanted);
+        Ok(events)
+    }
+
+    /// What an event stream of a session wants to hear of.
+    pub(crate) fn events(&self, stream: &str, id: &str, events: &str) -> Result<Vec<EventType>, Problem> {
+        self.find(id, stream)?.events.remove(events).ok_or_else(no_event_stream)
+    }
+
+    /// Ends an event stream.
+    pub(crate) fn remove_events(&self, stream: &str, id: &str, events: &str) -> Result<(), Problem> {
+        self.events(stream, id, events)?;
+        if let Some(session) = self.lock().get_mut(id) {
+            session.events.remove(events);
+        }
+        Ok(())
+    }
+
+    /// Index of the m-line with video of a session.
+    pub(crate) fn video_line(&self, stream: &str, id: &str) -> Result<usize, Problem> {
+        self.find(id, stream).map(|session| session.video_line)
     }
 
     /// `GET` and `HEAD` of a session, which has no representation: success without content.
@@ -106,6 +204,9 @@ impl Sessions {
     ) -> Result<Response, Problem> {
         let session = self.find(id, stream)?;
         let body = text_body(body, FRAGMENT_LIMIT).await?;
+        if !session.answered && whep::content_type_is(text_header(headers, header::CONTENT_TYPE), whep::SDP) {
+            return self.answered(app, id, &session, body).await;
+        }
         let patch = whep::check_patch(
             text_header(headers, header::CONTENT_TYPE),
             text_header(headers, header::IF_MATCH),
@@ -145,6 +246,10 @@ impl Sessions {
         app.engine.close(session.key, DisconnectCause::SignallingClosed);
         Ok(StatusCode::OK)
     }
+}
+
+fn no_event_stream() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "no_such_event_stream", "There is no such event stream; POST makes one.")
 }
 
 /// Refuses an address that asks for sessions too often.

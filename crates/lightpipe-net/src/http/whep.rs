@@ -7,13 +7,13 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use lightpipe_rtc::MAX_SDP_LEN;
+use lightpipe_rtc::{MAX_SDP_LEN, PeerError};
 use lightpipe_signal::whep;
 
 use super::App;
 use super::problem::Problem;
 use super::session::{admit, text_body, text_header};
-use crate::media::Transport;
+use crate::media::{NewSession, Transport, ViewerError};
 
 /// `POST /whep/{stream}`.
 pub(crate) async fn create(
@@ -28,13 +28,34 @@ pub(crate) async fn create(
     whep::check_post(text_header(&headers, header::CONTENT_TYPE))?;
     let offer = text_body(body, MAX_SDP_LEN).await?;
     let engine = Arc::clone(&app.engine);
+    let counters = whep::takes_counter_offers(text_header(&headers, header::ACCEPT));
     // Key and certificate work: a few milliseconds that other requests should not wait for.
     let given = offer.clone();
-    let viewer =
-        tokio::task::spawn_blocking(move || engine.add_viewer(&stream, &given, Transport::Whep)).await.map_err(
-            |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up."),
-        )??;
-    Ok(app.sessions.open(&app, "whep", &name, &offer, viewer, || std::future::ready(())))
+    let made = tokio::task::spawn_blocking(move || match engine.add_viewer(&stream, &given, Transport::Whep) {
+        Err(error) if counters && is_answered_by_a_counter_offer(&error) => {
+            engine.offer_stream(&stream, Transport::Whep).map(Made::CounterOffer)
+        }
+        made => made.map(Made::Answer),
+    });
+    let made = made.await.map_err(|_| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "engine_failed", "The session could not be set up.")
+    })??;
+    Ok(match made {
+        Made::Answer(viewer) => app.sessions.open(&app, "whep", &name, &offer, viewer, || std::future::ready(())),
+        Made::CounterOffer(session) => app.sessions.counter(&app, &name, session),
+    })
+}
+
+/// What became of an offer.
+enum Made {
+    Answer(NewSession),
+    CounterOffer(NewSession),
+}
+
+/// Whether the offer was fine but for what it offers, so that one of ours may be answered (draft §4.2.2).
+const fn is_answered_by_a_counter_offer(error: &ViewerError) -> bool {
+    use lightpipe_rtc::OfferError::{NoAudio, NoCommonCodec, NoVideo};
+    matches!(error, ViewerError::Peer(PeerError::Offer(NoCommonCodec { .. } | NoVideo | NoAudio)))
 }
 
 /// `GET` and `HEAD` of an endpoint, which has no representation: success without content (draft §4.1).

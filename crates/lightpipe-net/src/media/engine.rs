@@ -255,6 +255,20 @@ impl MediaEngine {
         Ok(self.take_in_publisher(publisher, offer, Arc::clone(stream), transport, created))
     }
 
+    /// Answers the offer of somebody else's server to feed `stream`.
+    pub fn answer_to_receive(
+        &self,
+        stream: &Arc<Stream>,
+        offer: &str,
+        transport: Transport,
+    ) -> Result<NewSession, ViewerError> {
+        let created = Instant::now();
+        let (publisher, answer) = Publisher::answer(self.peer_config(), offer, None, created)?;
+        let Offered { video, audio } = publisher.offered();
+        stream.set_tracks(video, audio);
+        Ok(self.take_in_publisher(publisher, answer, Arc::clone(stream), transport, created))
+    }
+
     fn take_in_publisher(
         &self,
         mut publisher: Publisher,
@@ -424,7 +438,7 @@ impl Drop for MediaEngine {
 }
 
 /// 20 characters of 62: not to be guessed, since knowing a session's URL is the right to end it.
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     // Seeded by the operating system; `fastrand` alone would be predictable from earlier ids.
     use std::hash::{BuildHasher, Hasher};
     let mut id = String::with_capacity(20);

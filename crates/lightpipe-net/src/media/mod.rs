@@ -11,6 +11,7 @@ mod socket;
 mod table;
 mod worker;
 
+pub(crate) use engine::random_id;
 pub use engine::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError, interface_addresses};
 pub(crate) use table::public_part;
 pub use table::{EngineCounters, PeerInfo, Transport};
