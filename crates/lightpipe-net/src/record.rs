@@ -141,7 +141,7 @@ impl FileRecorder {
         self.inbox.lock().error.clone()
     }
 
-    /// Writes what is queued, the index and the durations, and forces all of it onto the disk.
+    /// Writes what is queued, the index and the durations, and forces all of it onto the disk. Takes as long as the disk does.
     ///
     /// # Errors
     /// What [`Self::error`] tells, and [`RecordError::Nothing`].

@@ -67,7 +67,11 @@ impl Intake {
         let timeline = self.timeline.as_mut()?;
         // How long it stands shows when it has its place.
         let at = match timeline.place(VIDEO, captured, Duration::ZERO) {
-            Place::At(at) => at,
+            Place::At(at) => {
+                let step = self.last_picture.map(|last| Duration::from_micros(at.saturating_sub(last)));
+                self.step = step.filter(|step| *step <= LONGEST_STEP).unwrap_or(self.step);
+                at
+            }
             // Dropping it would break the pictures that refer to it.
             Place::Behind(at) => {
                 timeline.force(VIDEO, at);
@@ -79,11 +83,6 @@ impl Intake {
                 return None;
             }
         };
-        if let Some(step) = self.last_picture.map(|last| Duration::from_micros(at.saturating_sub(last)))
-            && step <= LONGEST_STEP
-        {
-            self.step = step;
-        }
         timeline.extend(VIDEO, at.saturating_add(self.step.as_micros() as u64));
         self.last_picture = Some(at);
         self.progress.pictures += 1;

@@ -50,8 +50,8 @@ impl Timeline {
         Self { shift: -i128::from(origin.as_micros()), lines: [Line::default(); 2], jumps: 0 }
     }
 
-    /// Where the sample of a track belongs that was captured then. `Behind` changes nothing: a sample that is kept nevertheless
-    /// is told by [`Self::force`].
+    /// Where the sample of a track belongs that was captured then. One that is `Behind` is not in the file, unless it is put there by
+    /// [`Self::force`].
     pub(super) fn place(&mut self, track: usize, captured: MediaTime, duration: Duration) -> Place {
         let captured = i128::from(captured.as_micros());
         let end = self.end();
