@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,8 @@ const KEYFRAME_PATIENCE: Duration = Duration::from_secs(1);
 pub struct RecordOptions {
     /// When a fragment ends.
     pub fragment: FragmentLimits,
-    /// What to record. Default: what the stream has when the recording starts.
+    /// What to record. Default: what the stream has when its first picture or packet comes; that of another server's stream turns out
+    /// with its answer.
     pub tracks: Option<Tracks>,
 }
 
@@ -63,6 +64,16 @@ pub enum RecordError {
         codec: VideoCodec,
         /// Extension that fits.
         wanted: &'static str,
+    },
+    /// The stream's source came back with another codec. The file is whole, and ends before it.
+    #[error("the stream changed from {} to {}: {} ends there", from.name(), to.name(), path.display())]
+    CodecChanged {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        from: VideoCodec,
+        /// What came.
+        to: VideoCodec,
     },
     /// The disk is full or broken. What was written before plays.
     #[error("cannot write {} behind {written} bytes: {error}; what is in it plays", path.display())]
@@ -104,18 +115,19 @@ pub struct FileRecorder {
 }
 
 impl FileRecorder {
-    /// Starts to record a stream: H.264 as fragmented MP4, VP8 as WebM. A file of that name is replaced. What is no regular file
-    /// (a FIFO) gets the same bytes, without the duration that is written over the beginning in the end.
+    /// Starts to record a stream: H.264 as fragmented MP4, VP8 as WebM; which one turns out with the first picture or packet. A file
+    /// of that name is replaced. What is no regular file (a FIFO) gets the same bytes, without the duration that is written over
+    /// the beginning in the end.
     pub fn start(stream: &Arc<Stream>, path: impl Into<PathBuf>, options: RecordOptions) -> Result<Self, RecordError> {
         let path = path.into();
-        check_name(&path, stream.codec())?;
         let file =
             File::create(&path).map_err(|error| RecordError::Create { path: path.clone(), error: Arc::new(error) })?;
         let patchable = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        let tracks = options.tracks.unwrap_or_else(|| Tracks { video: stream.has_video(), audio: stream.has_audio() });
         let inbox = Arc::new(Inbox::default());
         let recording = Recording {
-            container: container::for_codec(stream.codec(), tracks, options.fragment),
+            container: None,
+            stream: Arc::downgrade(stream),
+            options,
             file,
             path,
             patchable,
@@ -292,7 +304,10 @@ impl Outlet for Inbox {
 
 /// What the thread owns.
 struct Recording {
-    container: Box<dyn Container>,
+    /// With the first item.
+    container: Option<(VideoCodec, Box<dyn Container>)>,
+    stream: Weak<Stream>,
+    options: RecordOptions,
     file: File,
     path: PathBuf,
     patchable: bool,
@@ -307,26 +322,26 @@ struct Recording {
 impl Recording {
     fn run(mut self) {
         let result = self.record();
+        let progress = self.progress();
         let mut inner = self.inbox.lock();
-        inner.stats.progress = self.container.progress();
+        inner.stats.progress = progress;
+        inner.error = result.err();
         inner.closed = true;
         inner.items.clear();
-        let Err(error) = result else { return };
-        // Half a fragment helps nobody, and where the disk is full its room is needed.
-        if self.patchable {
-            let _ = self.file.set_len(self.written);
-        }
-        inner.error = Some(RecordError::Write { path: self.path, written: self.written, error: Arc::new(error) });
     }
 
-    fn record(&mut self) -> io::Result<()> {
+    fn record(&mut self) -> Result<(), RecordError> {
         while let Some((item, keyframe_wanted)) = self.inbox.take() {
+            let container = match self.container_for(&item) {
+                Err(error @ RecordError::CodecChanged { .. }) => return self.finish().and(Err(error)),
+                other => other?,
+            };
             match item {
-                Item::Picture(unit) => self.container.video(&unit),
-                Item::Packet(packet) => self.container.audio(&packet),
+                Item::Picture(unit) => container.video(&unit),
+                Item::Packet(packet) => container.audio(&packet),
             }
             self.write()?;
-            let progress = self.container.progress();
+            let progress = self.progress();
             let waits = !progress.started && progress.dropped_before_start + progress.dropped_bad > 0;
             let ask = keyframe_wanted || (waits && self.asked.elapsed() >= KEYFRAME_PATIENCE);
             if ask {
@@ -337,26 +352,80 @@ impl Recording {
             stats.progress = progress;
             stats.keyframe_requests += u64::from(ask);
         }
-        self.container.finish();
-        self.write()?;
-        if self.patchable { self.file.sync_all() } else { Ok(()) }
+        self.finish()
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        while let Some(write) = self.container.poll() {
-            match write {
-                Write::Append(bytes) => {
-                    self.file.write_all(&bytes)?;
-                    self.written += bytes.len() as u64;
+    fn progress(&self) -> Progress {
+        self.container.as_ref().map_or_else(Progress::default, |(_, container)| container.progress())
+    }
+
+    /// The container that an item goes into.
+    fn container_for(&mut self, item: &Item) -> Result<&mut dyn Container, RecordError> {
+        let stream = self.stream.upgrade();
+        let told = stream.as_ref().map_or(VideoCodec::H264, |stream| stream.codec());
+        let codec = match (item, &self.container) {
+            (Item::Picture(unit), _) => unit.codec,
+            (Item::Packet(_), Some((codec, _))) => *codec,
+            (Item::Packet(_), None) => told,
+        };
+        let container = match self.container.take() {
+            Some((from, container)) if from != codec && container.progress().started => {
+                self.container = Some((from, container));
+                return Err(RecordError::CodecChanged { path: self.path.clone(), from, to: codec });
+            }
+            Some((from, container)) if from == codec => container,
+            _ => {
+                check_name(&self.path, codec)?;
+                let tracks = self.options.tracks.unwrap_or_else(|| Tracks {
+                    video: stream.as_ref().is_none_or(|stream| stream.has_video()),
+                    audio: stream.as_ref().is_some_and(|stream| stream.has_audio()),
+                });
+                container::for_codec(codec, tracks, self.options.fragment)
+            }
+        };
+        let (_, container) = self.container.insert((codec, container));
+        Ok(&mut **container)
+    }
+
+    /// Writes the end of the file.
+    fn finish(&mut self) -> Result<(), RecordError> {
+        if let Some((_, container)) = &mut self.container {
+            container.finish();
+        }
+        self.write()?;
+        if self.patchable { self.file.sync_all().map_err(|error| self.failed(error)) } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<(), RecordError> {
+        while let Some(write) = self.container.as_mut().and_then(|(_, container)| container.poll()) {
+            if let Err(error) = self.apply(&write) {
+                // Half a fragment helps nobody, and where the disk is full its room is needed.
+                if self.patchable {
+                    let _ = self.file.set_len(self.written);
                 }
-                Write::Patch { offset, bytes } if self.patchable => {
-                    self.file.seek(SeekFrom::Start(offset))?;
-                    self.file.write_all(&bytes)?;
-                    self.file.seek(SeekFrom::Start(self.written))?;
-                }
-                Write::Patch { .. } => {}
+                return Err(self.failed(error));
             }
         }
         Ok(())
+    }
+
+    fn apply(&mut self, write: &Write) -> io::Result<()> {
+        match write {
+            Write::Append(bytes) => {
+                self.file.write_all(bytes)?;
+                self.written += bytes.len() as u64;
+            }
+            Write::Patch { offset, bytes } if self.patchable => {
+                self.file.seek(SeekFrom::Start(*offset))?;
+                self.file.write_all(bytes)?;
+                self.file.seek(SeekFrom::Start(self.written))?;
+            }
+            Write::Patch { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: io::Error) -> RecordError {
+        RecordError::Write { path: self.path.clone(), written: self.written, error: Arc::new(error) }
     }
 }

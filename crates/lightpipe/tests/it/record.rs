@@ -388,7 +388,10 @@ async fn play(page: &Page, file: &str, kind: &str, duration: f64) {
     assert!(state["sound"] == true && state["pictures"].as_u64() > Some(10), "{file}: {state}");
     page.evaluate(&format!("void (video.currentTime = {})", duration * 0.8)).await.expect("a number");
     page.wait_until("video.ended", PATIENCE).await.unwrap_or_else(|error| panic!("{file}: {error}"));
-    let shown = page.evaluate("[video.currentTime, video.error?.message ?? null, video.played.length]").await.expect("an array");
+    let shown = page
+        .evaluate("[video.currentTime, video.error?.message ?? null, video.played.length]")
+        .await
+        .expect("an array");
     assert!((shown[0].as_f64().unwrap_or(0.0) - duration).abs() < 0.06 && shown[1].is_null(), "{file}: {shown}");
     assert_eq!(shown[2], 2, "{file}: the middle was skipped");
 }
@@ -515,15 +518,35 @@ fn a_full_disk_ends_the_recording_with_its_name_and_leaves_the_stream_alone() {
 #[test]
 fn what_cannot_be_recorded_is_refused_by_name() {
     let folder = TempDir::new().expect("a folder");
-    let start = |codec, name: &str| {
-        let path = folder.path().join(name);
-        FileRecorder::start(&Stream::new("s", codec), path, RecordOptions::default())
+    let start = |stream: &Arc<Stream>, name: &str| {
+        FileRecorder::start(stream, folder.path().join(name), RecordOptions::default())
     };
-    let refused = |codec, name: &str| start(codec, name).expect_err("refused").to_string();
-    assert!(refused(VideoCodec::Vp8, "a.MP4").ends_with("cannot hold the stream's vp8: name the file .webm"));
-    assert!(refused(VideoCodec::H264, "a.webm").ends_with("cannot hold the stream's h264: name the file .mp4"));
-    assert!(refused(VideoCodec::H264, "no/such/folder.mp4").contains("No such file or directory"));
-    let nothing = start(VideoCodec::H264, "empty.mp4").expect("a new file").finish().expect_err("no keyframe");
+    let h264 = Stream::new("s", VideoCodec::H264);
+    let error = start(&h264, "no/such/folder.mp4").expect_err("refused").to_string();
+    assert!(error.contains("No such file or directory"), "{error}");
+
+    // Which codec comes is known when it comes: the stream of another server has none before.
+    let refused = |unit: &Media, name: &str| {
+        let recorder = start(&h264, name).expect("a new file");
+        let Media::Picture(unit) = unit else { panic!("a picture") };
+        h264.publish(unit);
+        recorder.finish().expect_err("refused").to_string()
+    };
+    let (avc, vp8) = (pictures(&[0], SIZE).remove(0), vp8().remove(0));
+    assert!(refused(&vp8, "a.MP4").ends_with("cannot hold the stream's vp8: name the file .webm"));
+    assert!(refused(&avc, "a.webm").ends_with("cannot hold the stream's h264: name the file .mp4"));
+
+    let path = folder.path().join("changed");
+    let recorder = start(&h264, "changed").expect("a new file");
+    for unit in [&vp8, &avc] {
+        let Media::Picture(unit) = unit else { panic!("a picture") };
+        h264.publish(unit);
+    }
+    let error = recorder.finish().expect_err("another codec").to_string();
+    assert!(error.starts_with("the stream changed from vp8 to h264: "), "{error}");
+    assert_eq!(times(&ffprobe(&path, &[]), "video"), [0.0], "what came before is in the file");
+
+    let nothing = start(&h264, "empty.mp4").expect("a new file").finish().expect_err("no keyframe");
     assert_eq!(nothing.to_string(), "nothing was recorded: the stream gave no keyframe");
 }
 
