@@ -109,6 +109,12 @@ pub struct Sps {
     pub level_idc: u8,
     /// Picture size after cropping.
     pub size: Size,
+    /// `chroma_format_idc`: 0 monochrome, 1 4:2:0, 2 4:2:2, 3 4:4:4.
+    pub chroma_format_idc: u8,
+    /// Bits of a luma sample.
+    pub bit_depth_luma: u8,
+    /// Bits of a chroma sample.
+    pub bit_depth_chroma: u8,
 }
 
 /// Why bytes are no sequence parameter set.
@@ -139,6 +145,7 @@ impl Sps {
         let level_idc = bits.take(8)? as u8;
         bits.ue()?; // seq_parameter_set_id
         let mut chroma_format_idc = 1;
+        let (mut bit_depth_luma, mut bit_depth_chroma) = (8, 8);
         if matches!(profile_idc, 100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135) {
             chroma_format_idc = bits.ue()?;
             if chroma_format_idc > 3 {
@@ -147,8 +154,8 @@ impl Sps {
             if chroma_format_idc == 3 {
                 bits.take(1)?;
             }
-            bits.ue()?;
-            bits.ue()?;
+            bit_depth_luma = bits.bit_depth()?;
+            bit_depth_chroma = bits.bit_depth()?;
             bits.take(1)?;
             if bits.take(1)? == 1 {
                 for list in 0..if chroma_format_idc == 3 { 12 } else { 8 } {
@@ -204,7 +211,15 @@ impl Sps {
             height =
                 height.checked_sub(crop(top, bottom, unit_y)?).filter(|h| *h > 0).ok_or(SpsError::Bad("cropping"))?;
         }
-        Ok(Self { profile_idc, constraints, level_idc, size: Size::new(width, height) })
+        Ok(Self {
+            profile_idc,
+            constraints,
+            level_idc,
+            size: Size::new(width, height),
+            chroma_format_idc: chroma_format_idc as u8,
+            bit_depth_luma,
+            bit_depth_chroma,
+        })
     }
 }
 
@@ -259,6 +274,14 @@ impl Bits<'_> {
     fn se(&mut self) -> Result<i64, SpsError> {
         let n = i64::from(self.ue()?);
         Ok(if n % 2 == 0 { -(n / 2) } else { n / 2 + 1 })
+    }
+
+    /// `bit_depth_luma_minus8` or `bit_depth_chroma_minus8`, as the depth that it means.
+    fn bit_depth(&mut self) -> Result<u8, SpsError> {
+        match self.ue()? {
+            above @ 0..=6 => Ok(above as u8 + 8),
+            _ => Err(SpsError::Bad("bit depth")),
+        }
     }
 
     fn skip_scaling_list(&mut self, len: u32) -> Result<(), SpsError> {

@@ -11,6 +11,7 @@ pub mod access_unit;
 pub mod annexb;
 pub mod arrival;
 pub mod audio;
+pub mod container;
 pub mod convert;
 pub mod event;
 pub mod frame;

@@ -2,7 +2,7 @@
 //!
 //! [`media`] moves media: one thread per core, each with its own UDP socket and its own peers, no async runtime.
 //! [`client`] is the other side of WHIP and WHEP. [`http`] serves pages, WHEP, WebSocket signalling, the API and metrics on tokio, and talks to the media threads by
-//! bounded queues. Both share one port number: TCP for HTTP, UDP for media.
+//! bounded queues. Both share one port number: TCP for HTTP, UDP for media. [`record`] writes a stream into a file.
 //!
 //! ```text
 //!  Stream ──deliver──▶ Inbox ─┐                          ┌─▶ sendmsg (GSO)
@@ -13,9 +13,11 @@
 pub mod client;
 pub mod http;
 pub mod media;
+pub mod record;
 mod registry;
 
 pub use client::{Client, ClientConfig, ClientState, ClientStatus, Clients};
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};
+pub use record::{FileRecorder, RecordError, RecordOptions, RecordStats};
 pub use registry::{NameTaken, StreamEntry, Streams};

@@ -9,11 +9,13 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fastrand::Rng;
+use lightpipe_media::access_unit::Stages;
+use lightpipe_media::container::{self, FragmentLimits, Write};
 use lightpipe_media::packetize::{self, Depacketizer};
 use lightpipe_media::vp8::{self, Vp8Depacketizer};
 use lightpipe_media::{
-    ArrivalClock, FramePool, MediaClock, MediaTime, PixelFormat, Size, TrackClock, VideoFrame, annexb, h264, nut,
-    timecode,
+    AccessUnit, ArrivalClock, AudioPacket, FramePool, MediaClock, MediaTime, PixelFormat, Size, TrackClock, VideoCodec,
+    VideoFrame, annexb, h264, nut, timecode,
 };
 use lightpipe_rtc::control::FromPage;
 use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Publisher, Tracks, demux};
@@ -45,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sps", run: sps, seeds: sps_seeds },
     Target { name: "datagram", run: datagram, seeds: datagram_seeds },
     Target { name: "timecode", run: timecode, seeds: timecode_seeds },
+    Target { name: "container", run: container, seeds: container_seeds },
 ];
 
 /// Runs the target of that name once. Panics when there is none.
@@ -340,6 +343,61 @@ fn timecode(bytes: &[u8]) {
     }
 }
 
+/// Media for a file: container and tracks in front, then pictures and packets with a kind, a time, a length.
+fn container(bytes: &[u8]) {
+    let (form, mut rest) = parameter(bytes);
+    let codec = if form & 1 == 0 { VideoCodec::H264 } else { VideoCodec::Vp8 };
+    let tracks = container::Tracks { video: form & 2 == 0, audio: form & 4 == 0 };
+    let mut writer = container::for_codec(codec, tracks, FragmentLimits::default());
+    let mut file = Vec::new();
+    let mut apply = |writer: &mut dyn container::Container| {
+        while let Some(write) = writer.poll() {
+            match write {
+                Write::Append(bytes) => file.extend(bytes),
+                Write::Patch { offset, bytes } => {
+                    file[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+                }
+            }
+        }
+    };
+    let mut now = 0i64;
+    while let Some((&[kind, step, len], after)) = rest.split_first_chunk() {
+        rest = after;
+        now = match kind & 6 {
+            // Milliseconds on, back, or anywhere.
+            0 | 2 => now.wrapping_add(i64::from(step) * 1000),
+            4 => now.wrapping_sub(i64::from(step) * 100_000),
+            _ => i64::from(step).wrapping_mul(0x0123_4567_89ab_cdef),
+        };
+        let (data, after) = rest.split_at(usize::from(len).min(rest.len()));
+        rest = after;
+        let captured = MediaTime::from_micros(now);
+        if kind & 1 == 0 {
+            let stages = Stages::all_at(captured);
+            writer.video(&AccessUnit::new(codec, data, captured, kind & 8 == 0, Size::new(64, 48), stages));
+        } else {
+            let duration = Duration::from_micros(u64::from(kind) * 1000);
+            let packet =
+                AudioPacket { data: data.into(), captured, duration, encoded: captured, starts_talkspurt: false };
+            writer.audio(&packet);
+        }
+        apply(&mut *writer);
+    }
+    writer.finish();
+    apply(&mut *writer);
+    let progress = writer.progress();
+    assert_eq!((progress.bytes, progress.started), (file.len() as u64, !file.is_empty()));
+    assert!(progress.fragments >= u64::from(progress.pictures + progress.packets > 0));
+    if codec == VideoCodec::H264 {
+        // Boxes one behind the other, up to the end.
+        let mut at = 0;
+        while let Some(size) = file.get(at..at + 4) {
+            at += u32::from_be_bytes([size[0], size[1], size[2], size[3]]).max(8) as usize;
+        }
+        assert_eq!(at, file.len());
+    }
+}
+
 /// A small offer of a viewer: H.264, a data channel, two candidates.
 const OFFER: &str = "v=0\r\no=- 46117329 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n\
 m=video 9 UDP/TLS/RTP/SAVPF 96 102 103\r\nc=IN IP4 0.0.0.0\r\na=ice-ufrag:Yb3x\r\na=ice-pwd:w1mH2bB8Zw9wq4T0qf6sYt3u\r\n\
@@ -371,6 +429,24 @@ fn h264_stream() -> Vec<u8> {
     ];
     let start_codes = [&[0, 0, 0, 1][..], &[0, 0, 1]].into_iter().cycle();
     nals.iter().zip(start_codes).flat_map(|(nal, start)| [start, nal].concat()).collect()
+}
+
+/// A good stream with sound, for each container and choice of tracks.
+fn container_seeds() -> Vec<Vec<u8>> {
+    let item = |kind: u8, step: u8, data: &[u8]| [&[kind, step, data.len() as u8], data].concat();
+    let h264 = h264_stream();
+    let slice: &[u8] = &[0, 0, 0, 1, 0x41, 0x9a, 0x21];
+    let vp8: &[u8] = &[0x10, 0x02, 0x00, 0x9d, 0x01, 0x2a, 0x80, 0x02, 0x68, 0x01, 7];
+    let media = |key: &[u8], delta: &[u8]| {
+        let start = [item(0, 0, key), item(1, 5, &[0xfc, 1]), item(8, 33, delta), item(1, 15, &[0xfc, 2])];
+        let jumps =
+            [item(8, 250, delta), item(12, 99, delta), item(15, 3, &[0xfc]), item(6, 200, key), item(8, 9, delta)];
+        [start.concat(), jumps.concat()].concat()
+    };
+    let (h264, vp8) = (media(&h264, slice), media(vp8, &[0x11, 1, 2]));
+    [(0u8, &h264), (1, &vp8), (2, &h264), (4, &h264), (5, &vp8)]
+        .map(|(form, media)| [&[form], &media[..]].concat())
+        .into()
 }
 
 fn annexb_seeds() -> Vec<Vec<u8>> {

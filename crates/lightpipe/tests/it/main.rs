@@ -1,6 +1,8 @@
 //! The facade as an embedder sees it: pictures pushed here come out of a native viewer, over real HTTP, ICE, DTLS and SRTP.
 
 mod readme;
+#[cfg(target_os = "linux")]
+mod record;
 mod viewer;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
