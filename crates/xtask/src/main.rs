@@ -6,6 +6,7 @@
 mod install;
 mod instructions;
 mod nightly;
+mod peers;
 mod run;
 mod test;
 
