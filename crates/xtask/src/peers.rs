@@ -29,9 +29,9 @@ pub(crate) fn aiortc() -> Result<(), String> {
 
 /// Builds GStreamer's elements for WHIP and WHEP into `peers/gstreamer`; what is built already stays.
 ///
-/// The plugins are crates of the registry, and Cargo builds no library of those by itself. A small project that depends on them
-/// (`peers/gstreamer`) becomes one shared object with the entry points of both. GStreamer derives the name of the entry point from the
-/// file's, so it lies there under two names. Beside it lies `p256.so`, which says itself what for.
+/// The plugin is a crate of the registry, and Cargo builds no library of one by itself. A small project that depends on it
+/// (`peers/gstreamer`) becomes a shared object with its entry point, whose name GStreamer derives from the file's. Beside it lies
+/// `p256.so`, which says itself what for.
 pub(crate) fn gstreamer() -> Result<(), String> {
     let folder = folder("gstreamer")?;
     let target = folder.join("target");
@@ -44,10 +44,8 @@ pub(crate) fn gstreamer() -> Result<(), String> {
     let built = target.join("release/libgstpeers.so");
     let plugins = folder.join("plugins");
     fs::create_dir_all(&plugins).map_err(|error| format!("{}: {error}", plugins.display()))?;
-    for name in ["libgstrswebrtc.so", "libgstwebrtchttp.so"] {
-        let plugin = plugins.join(name);
-        fs::copy(&built, &plugin).map_err(|error| format!("{}: {error}", plugin.display()))?;
-    }
+    let plugin = plugins.join("libgstrswebrtc.so");
+    fs::copy(&built, &plugin).map_err(|error| format!("{}: {error}", plugin.display()))?;
     Ok(())
 }
 

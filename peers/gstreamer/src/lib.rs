@@ -1,3 +1,3 @@
-//! GStreamer's elements for WHIP and WHEP as one shared object: their entry points become ours.
+//! GStreamer's elements for WHIP and WHEP as a shared object: the entry point of their crate becomes ours.
 
-pub use {gstrswebrtc, gstwebrtchttp};
+pub use gstrswebrtc;

@@ -11,11 +11,13 @@
     reason = "a test may panic, and tells what it measured"
 )]
 
+mod aiortc;
 mod check;
 mod clock;
 mod crowd;
 mod desktop;
 mod exits;
+mod gstreamer;
 mod lab;
 mod lifecycle;
 mod lossy;

@@ -18,8 +18,6 @@ async def main(args):
     video.setCodecPreferences([codec for codec in codecs if codec.mimeType.lower() == f"video/{args.codec}"])
     connection.addTransceiver(Tone(args.pitch_hz), direction="sendonly")
     await connection.setLocalDescription(await connection.createOffer())
-    if args.print_offer:
-        print(connection.localDescription.sdp, end="")
     async with aiohttp.ClientSession() as http:
         headers = {"Content-Type": "application/sdp"}
         async with http.post(args.url, data=connection.localDescription.sdp, headers=headers) as response:
@@ -40,5 +38,4 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("--codec", default="h264", choices=["h264", "vp8"])
     parser.add_argument("--pitch-hz", type=float, default=660)
-    parser.add_argument("--print-offer", action="store_true")
     asyncio.run(main(parser.parse_args()))

@@ -19,8 +19,6 @@ async def main(args):
     connection.addTransceiver("video", direction="recvonly")
     connection.addTransceiver("audio", direction="recvonly")
     await connection.setLocalDescription(await connection.createOffer())
-    if args.print_offer:
-        print(connection.localDescription.sdp, end="")
     async with aiohttp.ClientSession() as http:
         headers = {"Content-Type": "application/sdp"}
         async with http.post(args.url, data=connection.localDescription.sdp, headers=headers) as response:
@@ -42,5 +40,4 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--columns", type=int, default=8, help="colour bars of the picture")
-    parser.add_argument("--print-offer", action="store_true")
     asyncio.run(main(parser.parse_args()))
