@@ -30,9 +30,9 @@ async fn is_seen_and_heard(codec: &str) {
     page.evaluate(&count).await.unwrap();
     page.evaluate(&format!("void {PLAYER}.toggleMute()")).await.unwrap();
     let mut view = python("view.py");
-    view.args([&server.url("/whep/live"), "--seconds", "4"]);
+    view.args([&server.url("/whep/live"), "--seconds", "3"]);
     let report = Program::start(view).report();
-    report.check_picture(60, BARS);
+    report.check_picture(45, BARS);
     report.check_timecodes();
     report.check_age(Duration::from_secs(1));
     report.check_tone(660.0);

@@ -38,12 +38,12 @@ pub(crate) fn python(program: &str) -> Command {
     command
 }
 
-/// A pipeline of GStreamer, written as `gst-launch-1.0` reads it. SIGINT ends its streams in order.
+/// A pipeline of GStreamer, written as `gst-launch-1.0` reads it.
 pub(crate) fn gstreamer(pipeline: &str) -> Command {
     let plugin = installed("gstreamer/plugins/libgstrswebrtc.so", "cargo xtask nightly");
     let folder = plugin.parent().unwrap().parent().unwrap();
     let mut command = Command::new("gst-launch-1.0");
-    command.args(["--no-fault", "--eos-on-shutdown"]).args(pipeline.split_ascii_whitespace());
+    command.arg("--no-fault").args(pipeline.split_ascii_whitespace());
     command.env("GST_PLUGIN_PATH", folder.join("plugins")).env("GST_REGISTRY", folder.join("registry.bin"));
     command.env("LD_PRELOAD", folder.join("p256.so"));
     command
