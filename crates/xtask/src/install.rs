@@ -252,7 +252,9 @@ pub(crate) fn ensure(purpose: For) -> Result<(), String> {
         apt(&missing)?;
     }
     match purpose {
-        For::Testing => rust_components().and_then(|()| if cfg!(target_os = "linux") { peers::aiortc() } else { Ok(()) }),
+        For::Testing => {
+            rust_components().and_then(|()| if cfg!(target_os = "linux") { peers::aiortc() } else { Ok(()) })
+        }
         For::Nightly if cfg!(target_os = "linux") => peers::gstreamer(),
         _ => Ok(()),
     }

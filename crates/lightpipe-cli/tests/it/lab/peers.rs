@@ -1,4 +1,4 @@
-//! Programs of others that speak WHIP and WHEP: aiortc and GStreamer. `cargo xtask install` and `cargo xtask nightly` put them
+//! Programs of others that speak WHIP and WHEP: aiortc and GStreamer. `cargo xtask install nightly` puts them
 //! into the target folder.
 
 use std::path::{Path, PathBuf};
@@ -14,16 +14,8 @@ use super::server::{lines_of, send_signal, text_of};
 use super::{PATIENCE, until};
 
 /// The bars of `pattern`, and of the picture that `publish.py` sends.
-pub(crate) const BARS: &[[u8; 3]] = &[
-    [255, 255, 255],
-    [191, 191, 0],
-    [0, 191, 191],
-    [0, 191, 0],
-    [191, 0, 191],
-    [191, 0, 0],
-    [0, 0, 191],
-    [0, 0, 0],
-];
+pub(crate) const BARS: &[[u8; 3]] =
+    &[[255, 255, 255], [191, 191, 0], [0, 191, 191], [0, 191, 0], [191, 0, 191], [191, 0, 0], [0, 0, 191], [0, 0, 0]];
 
 /// The upper bars of GStreamer's `videotestsrc pattern=smpte100`.
 pub(crate) const SMPTE: &[[u8; 3]] =
@@ -40,7 +32,7 @@ pub(crate) fn python(program: &str) -> Command {
 
 /// A pipeline of GStreamer, written as `gst-launch-1.0` reads it.
 pub(crate) fn gstreamer(pipeline: &str) -> Command {
-    let plugin = installed("gstreamer/plugins/libgstrswebrtc.so", "cargo xtask nightly");
+    let plugin = installed("gstreamer/plugins/libgstrswebrtc.so", "cargo xtask install nightly");
     let folder = plugin.parent().unwrap().parent().unwrap();
     let mut command = Command::new("gst-launch-1.0");
     command.arg("--no-fault").args(pipeline.split_ascii_whitespace());
