@@ -1,12 +1,13 @@
 //! aiortc, a WebRTC implementation of others, on either side of WHIP and WHEP.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::lab::browser::{PLAYER, watch};
 use crate::lab::http;
-use crate::lab::peers::{BARS, Program, Report, python};
+use crate::lab::peers::{BARS, Program, Report, played, python};
 use crate::lab::server::program;
 use crate::lab::{PATIENCE, chromium, quiet, serve, until};
 
@@ -79,12 +80,12 @@ async fn a_server_on_aiortc_decodes_what_we_publish_and_hears_the_end() {
     let mut serve = python("server.py");
     serve.args(["--token", "s3cret"]);
     let server = Program::start(serve);
-    let endpoint = server.line();
-    let address = endpoint.strip_prefix("http://").unwrap().split('/').next().unwrap().parse().unwrap();
+    let url = server.line();
+    let address = url.strip_prefix("http://").unwrap().parse().unwrap();
     let told = || Report(http::request(address, "GET", "/report", &[], &[]).unwrap().json());
 
     let mut publish = program();
-    publish.args(["publish", "--source", "pattern", "--whip", &endpoint, "--token", "s3cret"]);
+    publish.args(["publish", "--source", "pattern", "--whip", &format!("{url}/whip/live"), "--token", "s3cret"]);
     publish.env("LIGHTPIPE_VIDEO_WIDTH", "640").env("LIGHTPIPE_VIDEO_HEIGHT", "360");
     let publisher = Program::start(publish);
     until("five seconds of picture and sound", PATIENCE, || {
@@ -100,5 +101,18 @@ async fn a_server_on_aiortc_decodes_what_we_publish_and_hears_the_end() {
     report.check_timecodes();
     report.check_age(Duration::from_secs(1));
     report.check_beep();
+    server.end(Signal::TERM);
+}
+
+/// Our WHEP client and a server of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_a_server_on_aiortc_is_played() {
+    let _machine = quiet().await;
+    let server = Program::start(python("server.py"));
+    let endpoint = format!("{}/whep/live", server.line());
+    let report = played(&endpoint, Ipv4Addr::LOCALHOST, BARS.len());
+    report.check_picture(60, BARS);
+    report.check_timecodes();
+    report.check_tone(660.0);
     server.end(Signal::TERM);
 }

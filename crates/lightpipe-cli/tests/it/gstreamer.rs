@@ -9,7 +9,7 @@ use std::process::Command;
 use lightpipe_testkit::netlab::{Lab, LinkConfig, SERVER_ADDR};
 use rustix::process::Signal;
 
-use crate::lab::peers::{BARS, Program, Report, SMPTE, gstreamer, python};
+use crate::lab::peers::{BARS, Program, Report, SMPTE, gstreamer, played, python};
 use crate::lab::server::program;
 use crate::lab::{PATIENCE, Server, serve, until};
 
@@ -17,6 +17,20 @@ use crate::lab::{PATIENCE, Server, serve, until};
 fn on_a_cable(test: impl FnOnce() + Send) {
     let lab = Lab::new(LinkConfig::default(), LinkConfig::default()).expect("root, ip and iptables make a lab");
     lab.in_server(test).expect("inside the namespace");
+}
+
+/// Where a server of GStreamer's listens. In a network namespace of its own every port is free.
+fn address() -> String {
+    format!("http://{SERVER_ADDR}:8190")
+}
+
+/// A test picture and a tone, as GStreamer makes them, into an element that sends them.
+fn studio(element: &str, codec: &str) -> String {
+    format!(
+        "videotestsrc is-live=true pattern=smpte100 ! video/x-raw,width=640,height=360,framerate=30/1 \
+         ! {element} name=ws stun-server=\"\" video-caps=video/x-{codec} \
+         audiotestsrc is-live=true freq=660 volume=0.25 ! audio/x-raw,rate=48000,channels=2 ! ws."
+    )
 }
 
 /// Files for raw pictures and sound, and what of a pipeline writes them.
@@ -71,12 +85,8 @@ fn whipclientsink_publishes_picture_and_sound() {
     on_a_cable(|| {
         for codec in ["h264", "vp8"] {
             let server = serve(&["cube"]).on_host(SERVER_ADDR).start();
-            let publisher = Program::start(gstreamer(&format!(
-                "videotestsrc is-live=true pattern=smpte100 ! video/x-raw,width=640,height=360,framerate=30/1 \
-                 ! whipclientsink name=ws stun-server=\"\" signaller::whip-endpoint={} video-caps=video/x-{codec} \
-                 audiotestsrc is-live=true freq=660 volume=0.25 ! audio/x-raw,rate=48000,channels=2 ! ws.",
-                server.url("/whip/live")
-            )));
+            let element = format!("whipclientsink signaller::whip-endpoint={}", server.url("/whip/live"));
+            let publisher = Program::start(gstreamer(&studio(&element, codec)));
             until("the stream is live", PATIENCE, || {
                 let streams = server.get("/api/v1/streams").json();
                 let live = streams["streams"].as_array()?.iter().find(|stream| stream["name"] == "live")?.clone();
@@ -122,7 +132,7 @@ fn whepclientsrc_sees_and_hears_the_pattern() {
 fn whipserversrc_decodes_what_we_publish() {
     on_a_cable(|| {
         let recording = Recording::new();
-        let address = format!("http://{SERVER_ADDR}:8190");
+        let address = address();
         let server = Program::start(gstreamer(&format!(
             "whipserversrc name=ws stun-server=\"\" signaller::host-addr={address} {}",
             recording.ends()
@@ -138,5 +148,20 @@ fn whipserversrc_decodes_what_we_publish() {
         report.check_picture(120, BARS);
         report.check_timecodes();
         report.check_beep();
+    });
+}
+
+/// Our WHEP client and GStreamer as the server.
+#[test]
+#[ignore = "nightly: needs root, namespaces and GStreamer's plugin"]
+fn a_stream_of_whepserversink_is_played() {
+    on_a_cable(|| {
+        let address = address();
+        let element = format!("whepserversink signaller::host-addr={address}");
+        let server = Program::start(gstreamer(&studio(&element, "h264")));
+        let report = played(&format!("{address}/whep/endpoint"), SERVER_ADDR, SMPTE.len());
+        report.check_picture(60, SMPTE);
+        report.check_tone(660.0);
+        server.end(Signal::INT);
     });
 }

@@ -1,16 +1,18 @@
 //! Programs of others that speak WHIP and WHEP: aiortc and GStreamer. `cargo xtask install nightly` puts them
 //! into the target folder.
 
+use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::server::{lines_of, send_signal, text_of};
+use super::server::{lines_of, program, send_signal, text_of};
 use super::{PATIENCE, until};
 
 /// The bars of `pattern`, and of the picture that `publish.py` sends.
@@ -59,10 +61,18 @@ pub(crate) struct Program {
 impl Program {
     #[track_caller]
     pub(crate) fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped());
+        Self::start_writing(command)
+    }
+
+    /// Starts a program whose output goes where the command says.
+    #[track_caller]
+    pub(crate) fn start_writing(mut command: Command) -> Self {
         let line = format!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{line}: {error}"));
-        let (lines, stderr) = (lines_of(child.stdout.take().unwrap()), text_of(child.stderr.take().unwrap()));
+        let lines = child.stdout.take().map_or_else(|| channel().1, lines_of);
+        let stderr = text_of(child.stderr.take().unwrap());
         Self { child, line, lines, stderr }
     }
 
@@ -108,6 +118,24 @@ impl Drop for Program {
             eprintln!("--- {}\n{said}{}---", self.line, self.stderr.lock().unwrap());
         }
     }
+}
+
+/// What `lightpipe play` decodes of a server's stream in four seconds, 640×360, in so many bars.
+#[track_caller]
+pub(crate) fn played(endpoint: &str, host: Ipv4Addr, bars: usize) -> Report {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let play = |what: &str, into: &str| {
+        let mut play = program();
+        play.args(["play", endpoint, what, "--seconds", "4", "--host", &host.to_string()]);
+        play.stdout(File::create(file(into)).unwrap());
+        Program::start_writing(play)
+    };
+    let players = [play("--raw", "pictures"), play("--pcm", "sound")];
+    players.map(Program::finish);
+    let mut measure = python("measure.py");
+    measure.args([file("pictures"), file("sound")]).args(["--format", "i420", "--columns", &bars.to_string()]);
+    Program::start(measure).report()
 }
 
 /// What the meters in `tests/peers/common.py` say of decoded pictures and sound.
