@@ -205,6 +205,16 @@ const NEEDS: &[Need] = &[
     gstreamer("an H.264 encoder", &["gstreamer1.0-plugins-ugly"]),
     gstreamer("an H.264 decoder", &["gstreamer1.0-libav"]),
     Need {
+        since: For::Nightly,
+        why: "a WebRTC peer of others",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["janus"] } else { &["cargo"] }),
+        debian: &["janus"],
+        fedora: "",
+        arch: "",
+        brew: "",
+        winget: "",
+    },
+    Need {
         since: For::Counting,
         why: "instructions are counted in an emulated machine",
         sign: Sign::Program(&["qemu-system-x86_64"]),

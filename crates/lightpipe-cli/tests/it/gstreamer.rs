@@ -1,23 +1,16 @@
 //! GStreamer's elements for WHIP and WHEP, on either side.
 //!
-//! Its ICE binds every socket to an interface that is not the loopback one, so client and server meet on the cable's address inside
-//! a network namespace.
+//! DTLS certificates that are not its own are preloaded; `peers/gstreamer/p256.c` says why.
 
 use std::path::Path;
 use std::process::Command;
 
-use lightpipe_testkit::netlab::{Lab, LinkConfig, SERVER_ADDR};
+use lightpipe_testkit::netlab::SERVER_ADDR;
 use rustix::process::Signal;
 
-use crate::lab::peers::{BARS, Program, Report, SMPTE, gstreamer, played, python};
+use crate::lab::peers::{BARS, Program, Report, SMPTE, gstreamer, on_a_cable, played, python};
 use crate::lab::server::program;
 use crate::lab::{PATIENCE, Server, serve, until};
-
-/// Runs a test where GStreamer finds an interface.
-fn on_a_cable(test: impl FnOnce() + Send) {
-    let lab = Lab::new(LinkConfig::default(), LinkConfig::default()).expect("root, ip and iptables make a lab");
-    lab.in_server(test).expect("inside the namespace");
-}
 
 /// Where a server of GStreamer's listens. In a network namespace of its own every port is free.
 fn address() -> String {

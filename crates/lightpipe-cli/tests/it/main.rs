@@ -18,6 +18,7 @@ mod crowd;
 mod desktop;
 mod exits;
 mod gstreamer;
+mod janus;
 mod lab;
 mod lifecycle;
 mod lossy;

@@ -1,5 +1,5 @@
-//! Programs of others that speak WHIP and WHEP: aiortc and GStreamer. `cargo xtask install nightly` puts them
-//! into the target folder.
+//! Programs of others that speak WHIP and WHEP: aiortc, GStreamer, Janus. `cargo xtask install nightly` puts what
+//! is no package into the target folder.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use lightpipe_testkit::netlab::{Lab, LinkConfig};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -41,6 +42,13 @@ pub(crate) fn gstreamer(pipeline: &str) -> Command {
     command.env("GST_PLUGIN_PATH", folder.join("plugins")).env("GST_REGISTRY", folder.join("registry.bin"));
     command.env("LD_PRELOAD", folder.join("p256.so"));
     command
+}
+
+/// Runs a test on the address of a cable, inside a network namespace. The ICE library of GStreamer and Janus binds every socket to
+/// an interface other than loopback, and so reaches nobody on 127.0.0.1.
+pub(crate) fn on_a_cable(test: impl FnOnce() + Send) {
+    let lab = Lab::new(LinkConfig::default(), LinkConfig::default()).expect("root, ip and iptables make a lab");
+    lab.in_server(test).expect("inside the namespace");
 }
 
 fn installed(path: &str, by: &str) -> PathBuf {
