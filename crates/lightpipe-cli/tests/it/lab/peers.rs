@@ -139,8 +139,9 @@ pub(crate) fn played(endpoint: &str, host: Ipv4Addr, bars: usize) -> Report {
         play.stdout(File::create(file(into)).unwrap());
         Program::start_writing(play)
     };
-    let players = [play("--raw", "pictures"), play("--pcm", "sound")];
-    players.map(Program::finish);
+    for player in [play("--raw", "pictures"), play("--pcm", "sound")] {
+        player.finish();
+    }
     let mut measure = python("measure.py");
     measure.args([file("pictures"), file("sound")]).args(["--format", "i420", "--columns", &bars.to_string()]);
     Program::start(measure).report()
