@@ -102,7 +102,7 @@ impl From<SdpFlaw> for AnswerError {
 
 /// Checks limits and parses.
 pub(crate) fn parse_offer(sdp: &str) -> Result<SdpOffer, OfferError> {
-    SdpOffer::from_sdp_string(&usable(sdp)?).map_err(|e| OfferError::Malformed(e.to_string()))
+    SdpOffer::from_sdp_string(&as_meant(&usable(sdp)?)).map_err(|e| OfferError::Malformed(e.to_string()))
 }
 
 /// The same for an answer.
@@ -135,6 +135,42 @@ fn usable(sdp: &str) -> Result<String, SdpFlaw> {
 /// Mids of a description, in order.
 pub(crate) fn mids_of(sdp: &str) -> Vec<Mid> {
     sdp.lines().filter_map(|l| l.strip_prefix("a=mid:")).map(|m| Mid::from(m.trim())).collect()
+}
+
+/// Says in an offer what its writer left out and means nevertheless. GStreamer's receivers take every packetization of H.264 and write
+/// none of the parameters that say so.
+///
+/// - H.264 without `packetization-mode` would be mode 0 (RFC 6184 §8.1), which no WebRTC program sends. Browsers that write such a
+///   payload type offer one of mode 1 beside it; where there is none, mode 1 is what was meant.
+/// - Opus without its channels, which are always two (RFC 7587 §4.1).
+fn as_meant(sdp: &str) -> String {
+    let has_mode = |line: &str| line.to_ascii_lowercase().contains("packetization-mode=");
+    let modeless: Vec<&str> = if sdp.lines().any(has_mode) {
+        Vec::new()
+    } else {
+        let h264 = |line: &str| line.to_ascii_lowercase().ends_with(" h264/90000");
+        sdp.lines().filter(|l| h264(l)).filter_map(|l| payload_type(l, "a=rtpmap:")).collect()
+    };
+    let mut meant = String::with_capacity(sdp.len());
+    for line in sdp.lines() {
+        meant.push_str(line);
+        if payload_type(line, "a=fmtp:").is_some_and(|pt| modeless.contains(&pt)) {
+            meant.push_str(";packetization-mode=1");
+        } else if let Some(pt) = payload_type(line, "a=rtpmap:") {
+            if line.to_ascii_lowercase().ends_with(" opus/48000") {
+                meant.push_str("/2");
+            } else if modeless.contains(&pt) && !sdp.lines().any(|l| payload_type(l, "a=fmtp:") == Some(pt)) {
+                meant.push_str(&format!("\r\na=fmtp:{pt} profile-level-id=42e01f;packetization-mode=1"));
+            }
+        }
+        meant.push_str("\r\n");
+    }
+    meant
+}
+
+/// The payload type of an attribute that begins with it.
+fn payload_type<'a>(line: &'a str, attribute: &str) -> Option<&'a str> {
+    line.strip_prefix(attribute)?.split(' ').next()
 }
 
 fn is_mdns_candidate(line: &str) -> bool {
@@ -380,6 +416,29 @@ mod tests {
         {
             assert!(matches!(parse_offer(text), Err(OfferError::Malformed(_))), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_an_offer_leaves_out_is_said() {
+        #[track_caller]
+        fn check(line: &str, expected: &str) {
+            assert_eq!(as_meant(line).replace("\r\n", "|"), expected.to_owned() + "|");
+        }
+        check("a=rtpmap:101 OPUS/48000", "a=rtpmap:101 OPUS/48000/2");
+        check("a=rtpmap:101 opus/48000/2", "a=rtpmap:101 opus/48000/2");
+        check(
+            "a=rtpmap:97 H264/90000\na=fmtp:97 profile-level-id=42e016",
+            "a=rtpmap:97 H264/90000|a=fmtp:97 profile-level-id=42e016;packetization-mode=1",
+        );
+        check(
+            "a=rtpmap:103 H264/90000",
+            "a=rtpmap:103 H264/90000|a=fmtp:103 profile-level-id=42e01f;packetization-mode=1",
+        );
+        // Firefox: the payload type without the parameter is mode 0 and meant so.
+        let firefox = "a=rtpmap:126 H264/90000|a=fmtp:126 profile-level-id=42e01f;packetization-mode=1|a=rtpmap:97 H264/90000|a=fmtp:97 profile-level-id=42e01f";
+        check(&firefox.replace('|', "\n"), firefox);
+        let mode0 = "a=rtpmap:97 H264/90000|a=fmtp:97 packetization-mode=0";
+        check(&mode0.replace('|', "\n"), mode0);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::cargo;
+use crate::{cargo, peers};
 
 /// What the things are needed for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) enum For {
     Running,
     /// `cargo xtask test`; includes the former.
     Testing,
+    /// `cargo xtask nightly`; includes the first.
+    Nightly,
     /// `cargo xtask instructions`, which is for Debian; includes the first.
     Counting,
 }
@@ -173,6 +175,46 @@ const NEEDS: &[Need] = &[
         winget: "",
     },
     Need {
+        since: For::Testing,
+        why: "a WebRTC peer of others, aiortc, runs in it",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["python3"] } else { &["cargo"] }),
+        debian: &["python3"],
+        fedora: "python3",
+        arch: "python",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
+        why: "aiortc is installed into a virtual environment",
+        sign: Sign::Package,
+        debian: &["python3-venv"],
+        fedora: "",
+        arch: "",
+        brew: "",
+        winget: "",
+    },
+    gstreamer("gst-launch-1.0 and all that is not a plugin", &["gstreamer1.0-tools"]),
+    gstreamer("headers", &["libgstreamer1.0-dev"]),
+    gstreamer("headers", &["libgstreamer-plugins-base1.0-dev"]),
+    gstreamer("headers of webrtcbin", &["libgstreamer-plugins-bad1.0-dev"]),
+    gstreamer("ICE", &["gstreamer1.0-nice"]),
+    gstreamer("test pictures, Opus", &["gstreamer1.0-plugins-base"]),
+    gstreamer("RTP, VP8", &["gstreamer1.0-plugins-good"]),
+    gstreamer("webrtcbin, DTLS, SRTP", &["gstreamer1.0-plugins-bad"]),
+    gstreamer("an H.264 encoder", &["gstreamer1.0-plugins-ugly"]),
+    gstreamer("an H.264 decoder", &["gstreamer1.0-libav"]),
+    Need {
+        since: For::Nightly,
+        why: "a WebRTC peer of others",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["janus"] } else { &["cargo"] }),
+        debian: &["janus"],
+        fedora: "",
+        arch: "",
+        brew: "",
+        winget: "",
+    },
+    Need {
         since: For::Counting,
         why: "instructions are counted in an emulated machine",
         sign: Sign::Program(&["qemu-system-x86_64"]),
@@ -194,6 +236,11 @@ const NEEDS: &[Need] = &[
     },
 ];
 
+/// A part of GStreamer, a WebRTC peer of others. Other systems than Debian do not run those tests by themselves.
+const fn gstreamer(why: &'static str, debian: &'static [&'static str]) -> Need {
+    Need { since: For::Nightly, why, sign: Sign::Package, debian, fedora: "", arch: "", brew: "", winget: "" }
+}
+
 /// Tries of a package installation. Another one may hold the lock, or a mirror be in the middle of an update.
 const TRIES: u32 = 3;
 
@@ -214,7 +261,13 @@ pub(crate) fn ensure(purpose: For) -> Result<(), String> {
         }
         apt(&missing)?;
     }
-    if purpose == For::Testing { rust_components() } else { Ok(()) }
+    match purpose {
+        For::Testing => {
+            rust_components().and_then(|()| if cfg!(target_os = "linux") { peers::aiortc() } else { Ok(()) })
+        }
+        For::Nightly if cfg!(target_os = "linux") => peers::gstreamer(),
+        _ => Ok(()),
+    }
 }
 
 fn present(need: &Need, debian: bool) -> bool {

@@ -6,6 +6,7 @@
 mod install;
 mod instructions;
 mod nightly;
+mod peers;
 mod run;
 mod test;
 
@@ -20,7 +21,8 @@ cargo xtask test          install what is missing, run every check; last line `N
 cargo xtask nightly       the same, then the long tests and the benches
 cargo xtask instructions [VIEWERS]
                           count a packet's instructions in an emulated machine, for 10 viewers or up to 20 (Debian)
-cargo xtask install       only install what is missing";
+cargo xtask install [nightly]
+                          only install what is missing, for the long tests as well";
 
 fn main() -> ExitCode {
     let mut args = env::args_os().skip(1);
@@ -32,6 +34,9 @@ fn main() -> ExitCode {
         (Some("nightly"), true) => return nightly::run(),
         (Some("instructions"), _) => instructions::run(&rest),
         (Some("install"), true) => install::ensure(install::For::Testing),
+        (Some("install"), false) if rest == ["nightly"] => {
+            install::ensure(install::For::Testing).and_then(|()| install::ensure(install::For::Nightly))
+        }
         (Some("help" | "--help" | "-h"), _) => {
             println!("{HELP}");
             Ok(())

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::install::For;
 use crate::test::{self, Tally};
 use crate::{cargo, root};
 
@@ -33,6 +34,7 @@ const TABLE: &[(&str, Job, &[&str])] = &[
 pub(crate) fn run() -> ExitCode {
     let mut tally = Tally::default();
     test::everything(&mut tally);
+    tally.install(For::Nightly);
     for (name, job, args) in TABLE {
         match job {
             Job::Tests => {

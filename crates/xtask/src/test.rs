@@ -22,12 +22,7 @@ pub(crate) fn run() -> ExitCode {
 
 /// The steps of `cargo xtask test`.
 pub(crate) fn everything(tally: &mut Tally) {
-    heading("install");
-    // Only a failure counts: the number of passed checks should not depend on how the machine was set up.
-    if let Err(problem) = install::ensure(For::Testing) {
-        println!("{problem}");
-        tally.fail("install");
-    }
+    tally.install(For::Testing);
     tally.step("fmt", cargo(&["fmt", "--all", "--check"]));
     tally.step("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     tally.tests("tests", cargo(&["test", "--workspace", "--no-fail-fast"]));
@@ -37,6 +32,16 @@ pub(crate) fn everything(tally: &mut Tally) {
 }
 
 impl Tally {
+    /// Installs what is missing.
+    pub(crate) fn install(&mut self, purpose: For) {
+        heading("install");
+        // Only a failure counts: the number of passed checks should not depend on how the machine was set up.
+        if let Err(problem) = install::ensure(purpose) {
+            println!("{problem}");
+            self.fail("install");
+        }
+    }
+
     /// A command that is one check.
     pub(crate) fn step(&mut self, name: &str, mut command: Command) {
         heading(name);

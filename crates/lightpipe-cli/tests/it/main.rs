@@ -11,11 +11,14 @@
     reason = "a test may panic, and tells what it measured"
 )]
 
+mod aiortc;
 mod check;
 mod clock;
 mod crowd;
 mod desktop;
 mod exits;
+mod gstreamer;
+mod janus;
 mod lab;
 mod lifecycle;
 mod lossy;

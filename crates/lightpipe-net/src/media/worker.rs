@@ -239,8 +239,9 @@ impl Worker {
                         self.by_address.insert(from, place.key);
                     }
                 }
+                Some(Ok(())) | None => {}
                 Some(Err(PeerError::NotMine)) => EngineCounters::add(&self.shared.table.counters.datagrams_unknown, 1),
-                _ => {}
+                Some(Err(error)) => debug!(peer = place.key, %error, "session failed"),
             }
             return;
         }

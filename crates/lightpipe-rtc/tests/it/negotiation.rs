@@ -1,6 +1,7 @@
 //! Offers of browsers, and of programs that offer too little.
 
-use lightpipe_rtc::{OfferError, Peer, PeerError, Tracks};
+use lightpipe_media::VideoCodec;
+use lightpipe_rtc::{OfferError, Peer, PeerError, Publisher, Tracks};
 use lightpipe_testkit::netlab::LinkConfig;
 
 use crate::lab::{Lab, secs};
@@ -148,6 +149,36 @@ fn offers_of_browsers_are_answered_with_their_own_payload_types() {
         &only(&[h264(125, "42001f", 1), h264(108, "42001f", 0), h264(39, "42e01f", 1)].concat(), &[125, 108, 39]),
         "39",
     );
+}
+
+/// Offers as aiortc 1.16 and GStreamer 1.22 with gst-plugin-webrtc 0.15 write them; `docs/interop.md` names the tests that run the programs.
+#[test]
+fn offers_of_other_programs_are_answered_with_what_both_sides_have() {
+    #[track_caller]
+    fn check(answer: &str, video: &str, audio: &str) {
+        let has = |kind: &str, map: &str| {
+            let section = answer.split("m=").find(|section| section.starts_with(kind)).unwrap();
+            assert!(section.contains(&format!("a=rtpmap:{map}\r\n")), "{map} in {section}");
+        };
+        has("video 9 ", video);
+        has("audio 9 ", audio);
+    }
+    let lab = Lab::seeded(1);
+    let viewed = |offer: &str, codec| {
+        let tracks = Tracks { video: Some(codec), audio: true };
+        Peer::answer(lab.config.clone(), offer, tracks, lab.now).unwrap().1
+    };
+    let published = |offer: &str| Publisher::answer(lab.config.clone(), offer, None, lab.now).unwrap().1;
+    let aiortc = include_str!("sdp/aiortc-view.sdp");
+    check(&viewed(aiortc, VideoCodec::H264), "101 H264/90000", "96 opus/48000/2");
+    check(&viewed(aiortc, VideoCodec::Vp8), "97 VP8/90000", "96 opus/48000/2");
+    // It names neither the packetization mode of H.264 nor the channels of Opus.
+    let gstreamer = include_str!("sdp/gstreamer-whepclientsrc.sdp");
+    check(&viewed(gstreamer, VideoCodec::H264), "97 H264/90000", "101 opus/48000/2");
+    check(&viewed(gstreamer, VideoCodec::Vp8), "96 VP8/90000", "101 opus/48000/2");
+    check(&published(include_str!("sdp/aiortc-publish-h264.sdp")), "99 H264/90000", "96 opus/48000/2");
+    check(&published(include_str!("sdp/aiortc-publish-vp8.sdp")), "97 VP8/90000", "96 opus/48000/2");
+    check(&published(include_str!("sdp/gstreamer-whipclientsink.sdp")), "96 H264/90000", "97 opus/48000/2");
 }
 
 #[test]

@@ -45,6 +45,8 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 const KERNEL_QUEUE: u32 = 8_192;
 /// Bytes of each packet that the kernel shows us. We only need its length, but it wants to show something.
 const SHOWN_BYTES: u16 = 64;
+/// Longest time until an end of the cable is running.
+const RUNNING_LIMIT: Duration = Duration::from_secs(5);
 /// Name of the cable's end in either namespace.
 const CABLE: &str = "lp0";
 
@@ -108,6 +110,8 @@ impl Lab {
         ip(&["link", "add", CABLE, "netns", c, "type", "veth", "peer", "name", CABLE, "netns", s])?;
         client.connect(CLIENT_ADDR, SERVER_ADDR)?;
         server.connect(SERVER_ADDR, CLIENT_ADDR)?;
+        client.wait_running()?;
+        server.wait_running()?;
         let up = Shaper::start(&server, up, 1)?;
         let down = Shaper::start(&client, down, 2)?;
         Ok(Self { up, down, client, server })
@@ -190,6 +194,23 @@ impl Namespace {
         let enter = ["netns", "exec", &self.name];
         ip(&[&enter, &["iptables"][..], &rule].concat())
             .or_else(|first| ip(&[&enter, &["iptables-legacy"][..], &rule].concat()).map_err(|_| first))
+            .map(drop)
+    }
+
+    /// Waits until the kernel calls the cable's end running, which may take it a second: whoever asks for interfaces before, such as
+    /// GStreamer's ICE, finds none.
+    fn wait_running(&self) -> Result<(), LabError> {
+        let began = Instant::now();
+        loop {
+            let shown = ip(&["-n", &self.name, "link", "show", CABLE])?;
+            if shown.contains(" state UP ") {
+                return Ok(());
+            }
+            if began.elapsed() > RUNNING_LIMIT {
+                return Err(LabError::Refused { step: format!("link set {CABLE} up"), words: shown });
+            }
+            thread::sleep(LOOK_EVERY);
+        }
     }
 
     fn command(&self, program: &OsStr) -> Command {
@@ -228,13 +249,14 @@ impl Drop for Namespace {
     }
 }
 
-fn ip(args: &[&str]) -> Result<(), LabError> {
+/// Answers what it wrote.
+fn ip(args: &[&str]) -> Result<String, LabError> {
     let done = Command::new("ip")
         .args(args)
         .output()
         .map_err(|source| LabError::Missing { program: "ip".to_owned(), source })?;
     if done.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&done.stderr).trim().to_owned();
     Err(LabError::Refused { step: format!("ip {}", args.join(" ")), words })

@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod http;
+pub(crate) mod peers;
 pub(crate) mod publishing;
 pub(crate) mod server;
 pub(crate) mod standin;

@@ -34,12 +34,13 @@ pub(crate) fn program() -> Command {
 #[must_use = "nothing runs before `start`"]
 pub(crate) struct Launch {
     command: Command,
+    host: String,
     port: u16,
 }
 
 /// A server of these sources, of small pictures.
 pub(crate) fn serve(sources: &[&str]) -> Launch {
-    let mut launch = Launch { command: program(), port: 0 }.size(320, 180);
+    let mut launch = Launch { command: program(), host: "127.0.0.1".to_owned(), port: 0 }.size(320, 180);
     for source in sources {
         launch = launch.args(&["--source", source]);
     }
@@ -66,6 +67,11 @@ impl Launch {
         self.env("LIGHTPIPE_VIDEO_WIDTH", &width.to_string()).env("LIGHTPIPE_VIDEO_HEIGHT", &height.to_string())
     }
 
+    pub(crate) fn on_host(mut self, host: std::net::Ipv4Addr) -> Self {
+        self.host = host.to_string();
+        self
+    }
+
     pub(crate) fn on_port(mut self, port: u16) -> Self {
         self.port = port;
         self
@@ -80,7 +86,7 @@ impl Launch {
     #[track_caller]
     pub(crate) fn start(mut self) -> Server {
         let folder = tempfile::tempdir().unwrap();
-        self.command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
+        self.command.args(["--host", &self.host, "--port", &self.port.to_string()]);
         self.command.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();
         let mut child = self.command.spawn().unwrap();
@@ -97,7 +103,7 @@ impl Launch {
     }
 }
 
-fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
+pub(super) fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
