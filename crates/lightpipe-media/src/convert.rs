@@ -373,7 +373,8 @@ mod tests {
             }
         }
         // An odd picture has a chroma column and row for its last sample alone.
-        let mut odd = picture(Size::new(5, 3), PixelFormat::I420, &[[100; 15].as_slice(), &[90; 6], &[240; 6]].concat());
+        let mut odd =
+            picture(Size::new(5, 3), PixelFormat::I420, &[[100; 15].as_slice(), &[90; 6], &[240; 6]].concat());
         to_bt601(&mut odd);
         check_near(odd.plane(0), 118, 0);
         check_near(odd.plane(1), 78, 0);

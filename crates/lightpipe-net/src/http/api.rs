@@ -6,8 +6,8 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use lightpipe_media::EventKind;
 use lightpipe_media::stream::Health;
+use lightpipe_media::{EventKind, VideoCodec};
 use lightpipe_rtc::control::Percentiles;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -138,6 +138,9 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 EventKind::FfmpegSpawned { pid } => json!({ "pid": pid }),
                 EventKind::FfmpegExited { reason, retry_in } => {
                     json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) })
+                }
+                EventKind::TrackActive { codec } | EventKind::TrackIdle { codec } => {
+                    json!({ "codec": codec.map(VideoCodec::name) })
                 }
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
                 EventKind::PeerConnected { peer, took } => {

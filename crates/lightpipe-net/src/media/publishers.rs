@@ -195,7 +195,8 @@ impl Slot {
                 self.new.stream.set_health(Health::Live);
                 let at = shared.clock.at(now);
                 shared.events.push(at, self.new.stream.name(), EventKind::FirstFrameIngested);
-                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive);
+                let codec = self.new.stream.has_video().then(|| self.new.stream.codec());
+                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive { codec });
             }
             match published {
                 Published::Picture(unit) => self.new.stream.publish(&unit),
