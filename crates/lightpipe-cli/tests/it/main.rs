@@ -13,6 +13,8 @@
 
 mod check;
 mod clock;
+#[cfg(feature = "vpx")]
+mod codecs;
 mod crowd;
 mod desktop;
 mod exits;

@@ -80,10 +80,11 @@ impl Publishers {
     }
 
     /// What an answer brought: its stream learns what will come.
-    pub(crate) fn begin(&self, key: u64) {
+    pub(crate) fn begin(&self, key: u64, shared: &Shared) {
         if let Some(slot) = self.slots.get(&key) {
             let Offered { video, audio } = slot.new.publisher.offered();
             slot.new.stream.set_tracks(video, audio);
+            shared.table.update(key, |info| info.codec = video);
         }
     }
 
