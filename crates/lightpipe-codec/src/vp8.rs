@@ -445,7 +445,7 @@ mod tests {
         let keyframes = |interval| -> Vec<u32> {
             let mut encoder = Vp8::new(EncoderConfig { keyframe_interval: interval, ..config() }).expect("encoder");
             // Every seventh picture is another scene.
-            let picture = |n: u32| if n / 7 % 2 == 0 { noise(n) } else { scene(SIZE, n) };
+            let picture = |n: u32| if (n / 7).is_multiple_of(2) { noise(n) } else { scene(SIZE, n) };
             (0..31).filter(|n| encode(&mut encoder, &picture(*n)).keyframe).collect()
         };
         assert_eq!(keyframes(10), [0, 10, 20, 30]);

@@ -53,12 +53,17 @@ async fn firefox_without_h264_and_chromium_watch_one_stream_each_in_its_codec() 
         (&stream["health"], &stream["published"], &stream["encoder_starts"]),
         (&"live".into(), &0.into(), &0.into())
     );
+    assert_eq!((&stream["width"], &stream["height"]), (&640.into(), &360.into()));
     assert_eq!(vp8(&stream)["encoder_starts"], 1);
     assert!(
         vp8(&stream)["published"].as_u64().unwrap() > 10 && vp8(&stream)["fps"].as_f64().unwrap() > 5.0,
         "{stream}"
     );
     assert_eq!(codecs(&server), ["vp8"]);
+    let heard = format!(
+        "(async () => [...(await {PLAYER}.peerConnection.getStats()).values()].some(s => s.type === 'inbound-rtp' && s.kind === 'audio' && s.packetsReceived > 20))()"
+    );
+    in_firefox.wait_until(&heard, PATIENCE).await.unwrap();
 
     let in_chromium = watch(&chromium, &server, "pattern").await;
     in_chromium.wait_until(&read, PATIENCE).await.unwrap();
@@ -141,4 +146,56 @@ async fn who_waits_for_a_coding_that_never_comes_is_told() {
     let ended = server.wait_event(0, "peer_disconnected");
     assert_eq!(ended["cause"], "stream_ended");
     assert_eq!(server.post_offer("x", VP8_ONLY).problem().0, 422, "asking again tells why");
+}
+
+/// Colours of three flat streams as a page sees them, in the codec that it prefers.
+const COLOURS: &str = "(async () => {
+  const colours = [];
+  for (const name of ['red', 'green', 'blue']) {
+    const pc = new RTCPeerConnection({ bundlePolicy: 'max-bundle' });
+    const transceiver = pc.addTransceiver('video', { direction: 'recvonly' });
+    transceiver.setCodecPreferences(RTCRtpReceiver.getCapabilities('video').codecs.filter(c => c.mimeType === 'video/CODEC'));
+    const video = document.body.appendChild(Object.assign(document.createElement('video'), { muted: true, autoplay: true }));
+    pc.ontrack = ({ track }) => { video.srcObject = new MediaStream([track]); };
+    await pc.setLocalDescription();
+    // Firefox is reachable on loopback only where the server knows its candidates.
+    await new Promise(resolve => { const look = () => (pc.iceGatheringState === 'complete' ? resolve() : setTimeout(look, 20)); look(); });
+    const answer = await fetch('/whep/' + name, { method: 'POST', headers: { 'Content-Type': 'application/sdp' }, body: pc.localDescription.sdp });
+    await pc.setRemoteDescription({ type: 'answer', sdp: await answer.text() });
+    await new Promise(resolve => { const look = () => (video.currentTime > 0.5 ? resolve() : setTimeout(look, 20)); look(); });
+    const context = Object.assign(document.createElement('canvas'), { width: 16, height: 16 }).getContext('2d');
+    context.drawImage(video, 0, 0, 16, 16);
+    colours.push([...context.getImageData(8, 8, 1, 1).data].slice(0, 3));
+    pc.close();
+  }
+  return colours;
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn colours_are_the_same_in_every_codec() {
+    let _machine = quiet().await;
+    let colour = |name: &str, rgb: &str| {
+        format!(
+            "{name}=exec:ffmpeg -v error -re -f lavfi -i color=0x{rgb}:size=320x180:rate=30,format=rgba -pix_fmt rgba -f rawvideo -"
+        )
+    };
+    let sources = [colour("red", "d04030"), colour("green", "30b050"), colour("blue", "4050d0")];
+    let server = serve(&sources.each_ref().map(String::as_str)).unlimited().start();
+    let (chromium, firefox) = tokio::join!(chromium(), firefox_without_h264());
+    for (name, browser, codec) in
+        [("Chromium", &chromium, "H264"), ("Chromium", &chromium, "VP8"), ("Firefox", &firefox, "VP8")]
+    {
+        let page = browser.open(&server.url("/healthz")).await.unwrap();
+        let seen = page.evaluate(&COLOURS.replace("CODEC", codec)).await.unwrap();
+        let wanted = [[0xd0, 0x40, 0x30], [0x30, 0xb0, 0x50], [0x40, 0x50, 0xd0]];
+        let away = wanted
+            .as_flattened()
+            .iter()
+            .enumerate()
+            .map(|(n, wanted): (usize, &i64)| (seen[n / 3][n % 3].as_i64().unwrap() - wanted).abs());
+        // Pictures of BT.709 taken for BT.601 are twenty away.
+        assert!(away.max() <= Some(8), "{name}, {codec}: {seen} instead of {wanted:?}");
+    }
+    chromium.close().await.unwrap();
+    firefox.close().await.unwrap();
 }

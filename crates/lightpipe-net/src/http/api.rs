@@ -29,6 +29,9 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 _ => ("starting", None),
             };
             let rate = entry.stream.rates(now);
+            let alternatives = entry.stream.alternatives();
+            // All codings have the same pictures, and any of them may be the only one that somebody takes.
+            let size = stats.size.or_else(|| alternatives.iter().find_map(|s| s.stats().size));
             json!({
                 "name": entry.stream.name(),
                 "codec": entry.stream.has_video().then_some(entry.stream.codec().name()),
@@ -36,8 +39,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "health": health,
                 "reason": reason,
                 "viewers": app.engine.viewers_of(entry.stream.name()),
-                "width": stats.size.map(|s| s.width),
-                "height": stats.size.map(|s| s.height),
+                "width": size.map(|s| s.width),
+                "height": size.map(|s| s.height),
                 "fps": rate.fps,
                 "bitrate_bps": rate.bitrate_bps,
                 "target_bitrate_bps": stats.target_bitrate_bps,
@@ -46,7 +49,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "keyframe_requests": stats.keyframe_requests,
                 "encoder_starts": stats.encoder_starts,
                 "encoder_errors": stats.encoder_errors,
-                "alternatives": entry.stream.alternatives().iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
+                "alternatives": alternatives.iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
                 "audio": entry.stream.has_audio().then(|| json!({
                     "codec": "opus",
                     "published": stats.audio.published,
