@@ -36,7 +36,8 @@ const DECODED: &str = "(async () => {
 #[tokio::test(flavor = "multi_thread")]
 async fn firefox_without_h264_and_chromium_watch_one_stream_each_in_its_codec() {
     let _machine = quiet().await;
-    let server = serve(&["pattern"]).size(640, 360).start();
+    // One media thread, so that both viewers are on it.
+    let server = serve(&["pattern"]).size(640, 360).env("LIGHTPIPE_SERVER_MEDIA_THREADS", "1").start();
     let (chromium, firefox) = tokio::join!(chromium(), firefox_without_h264());
 
     let in_firefox = watch(&firefox, &server, "pattern").await;
@@ -80,6 +81,10 @@ async fn firefox_without_h264_and_chromium_watch_one_stream_each_in_its_codec() 
         let count = metrics.lines().find_map(|line| line.strip_prefix(&name)).and_then(|n| n.parse::<u64>().ok());
         assert!(count.is_some_and(|n| n > 0), "{name}");
     }
+
+    let dashboard = chromium.open(&server.url("/")).await.unwrap();
+    let told = "/VP8/.test(document.querySelector('#peers').textContent) && /H\\.264: \\d+.*VP8: \\d+/.test(document.querySelector('#streams').textContent)";
+    dashboard.wait_until(told, PATIENCE).await.unwrap();
 
     // Each rests by itself, and the other goes on.
     firefox.close().await.unwrap();
