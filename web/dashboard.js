@@ -144,9 +144,7 @@ class Card {
     setText(this.#health, HEALTH[health] ?? health);
     const parts = [
       resolution(stream.width, stream.height),
-      // Zeros of a stream that does not run yet say less than its health does.
-      stream.fps || health === 'live' ? `${number(stream.fps)} fps` : DASH,
-      stream.bitrate_bps || health === 'live' ? bitrate(stream.bitrate_bps) : DASH,
+      ...encodings(stream, health),
       plural(known(stream.viewers) ? stream.viewers : 0, 'viewer', 'viewers'),
     ];
     setText(this.#facts, parts.filter((part) => part !== DASH).join(' · '));
@@ -184,14 +182,31 @@ class Card {
 }
 
 const TRANSPORTS = /** @type {Record<string, string>} */ ({ whip: 'WHIP, publishing', whep: 'WHEP', 'ws-plain': 'WebSocket', 'ws-room': 'Room' });
-const COLUMNS = ['Stream', 'State', 'Through', 'Age', 'Round trip', 'Loss', 'Estimate', 'Media', 'Dropped'];
+const COLUMNS = ['Stream', 'State', 'Through', 'Codec', 'Age', 'Round trip', 'Loss', 'Estimate', 'Media', 'Dropped'];
+
+/** @param {string} codec  As the API names it. */
+const codecName = (codec) => (codec === 'h264' ? 'H.264' : codec.toUpperCase());
+
+/**
+ * What runs of a stream, in each coding that somebody takes: the coding is named where it is not the stream's own alone.
+ * @param {any} stream @param {string} health @returns {string[]}
+ */
+function encodings(stream, health) {
+  const running = [stream, ...(stream.alternatives ?? [])].filter((encoding) => encoding.fps || encoding.bitrate_bps);
+  // Zeros of a stream that does not run yet say less than its health does.
+  const shown = running.length || health !== 'live' ? running : [stream];
+  const named = shown.some((encoding) => encoding !== stream);
+  return shown.flatMap((encoding) => [
+    `${named && encoding.codec ? `${codecName(encoding.codec)}: ` : ''}${number(encoding.fps)} fps`, bitrate(encoding.bitrate_bps),
+  ]);
+}
 
 class PeerRow {
   /** @type {HTMLElement[]} */ #cells;
 
   /** @param {string} id */
   constructor(id) {
-    this.#cells = COLUMNS.map((label, i) => h('td', { 'data-label': label, class: i >= 3 && i <= 7 ? 'n' : '' }));
+    this.#cells = COLUMNS.map((label, i) => h('td', { 'data-label': label, class: i >= 4 && i <= 8 ? 'n' : '' }));
     this.element = h('tr', { title: `Viewer ${id}` }, ...this.#cells);
   }
 
@@ -202,6 +217,7 @@ class PeerRow {
       String(peer.stream ?? DASH),
       state.charAt(0).toUpperCase() + state.slice(1),
       TRANSPORTS[peer.transport] ?? String(peer.transport ?? DASH),
+      typeof peer.codec === 'string' ? codecName(peer.codec) : DASH,
       duration(peer.age_s),
       milliseconds(peer.rtt_ms),
       // `loss` is a fraction.

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use lightpipe_codec::openh264::OpenH264;
-use lightpipe_codec::{Content, EncoderConfig, VideoEncoder};
+use lightpipe_codec::{Content, EncodeError, EncoderConfig, VideoEncoder};
 use lightpipe_media::{FramePool, MediaTime, PixelFormat, Size, VideoFrame};
 
 use crate::cli::DoctorFlags;
@@ -21,8 +21,17 @@ struct Finding {
 }
 
 pub(crate) fn run(flags: &DoctorFlags) -> anyhow::Result<ExitCode> {
-    let findings =
-        [tcp(flags.port), udp(flags.port), interfaces(), encoder(), ffmpeg(&flags.ffmpeg), display(), clock()];
+    let findings = [
+        tcp(flags.port),
+        udp(flags.port),
+        interfaces(),
+        encoder("H.264", |config| Ok(Box::new(OpenH264::new(config)?))),
+        #[cfg(feature = "vpx")]
+        encoder("VP8", |config| Ok(Box::new(lightpipe_codec::vp8::Vp8::new(config)?))),
+        ffmpeg(&flags.ffmpeg),
+        display(),
+        clock(),
+    ];
     let bad = findings.iter().filter(|f| !f.ok).count();
     if flags.json {
         let list: Vec<serde_json::Value> = findings
@@ -79,13 +88,13 @@ fn interfaces() -> Finding {
 }
 
 /// Encodes some pictures of noise and tells how fast.
-fn encoder() -> Finding {
+fn encoder(what: &'static str, make: fn(EncoderConfig) -> Result<Box<dyn VideoEncoder>, EncodeError>) -> Finding {
     const PICTURES: u32 = 30;
     let size = Size::new(1280, 720);
-    let tried = || -> Result<Duration, String> {
+    let tried = || -> Result<(&'static str, Duration), String> {
         let config =
             EncoderConfig { size, fps: 30.0, bitrate_bps: 2_500_000, keyframe_interval: 0, content: Content::Camera };
-        let mut encoder = OpenH264::new(config).map_err(|e| e.to_string())?;
+        let mut encoder = make(config).map_err(|e| e.to_string())?;
         let pool = FramePool::new();
         let started = Instant::now();
         for n in 0..PICTURES {
@@ -98,21 +107,18 @@ fn encoder() -> Finding {
             encoder.submit(&picture).map_err(|e| e.to_string())?;
             encoder.poll().ok_or("no output")?;
         }
-        Ok(started.elapsed() / PICTURES)
+        Ok((encoder.name(), started.elapsed() / PICTURES))
     };
     match tried() {
-        Ok(each) => Finding {
-            what: "H.264",
+        Ok((backend, each)) => Finding {
+            what,
             ok: each < Duration::from_millis(30),
-            detail: format!("openh264 takes {:.1} ms per 720p picture", each.as_secs_f64() * 1000.0),
+            detail: format!("{backend} takes {:.1} ms per 720p picture", each.as_secs_f64() * 1000.0),
             help: "Too slow for 720p at 30 fps: choose a smaller --width and --height, or fewer --fps.",
         },
-        Err(error) => Finding {
-            what: "H.264",
-            ok: false,
-            detail: error,
-            help: "This build has no working encoder; please report it.",
-        },
+        Err(error) => {
+            Finding { what, ok: false, detail: error, help: "This build has no working encoder; please report it." }
+        }
     }
 }
 

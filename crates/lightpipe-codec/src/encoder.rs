@@ -32,7 +32,7 @@ pub struct EncoderConfig {
 /// One encoded picture.
 #[derive(Debug, Clone)]
 pub struct Encoded {
-    /// Annex-B for H.264, parameter sets in front of every IDR.
+    /// Annex-B for H.264, parameter sets in front of every IDR; the frame for VP8.
     pub data: Vec<u8>,
     /// Decodable by itself.
     pub keyframe: bool,

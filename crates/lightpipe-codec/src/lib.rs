@@ -1,8 +1,8 @@
 //! Encoders and the threads that drive them.
 //!
-//! [`VideoEncoder`] is what a backend implements; [`openh264`] is the default backend. [`EncodeThread`] takes raw pictures
-//! from a source's queue, asks the stream what its outlets want, and publishes access units. [`AudioEncoder`], [`opus`] and
-//! [`AudioThread`] are the same for sound.
+//! [`VideoEncoder`] is what a backend implements; [`openh264`] is the default backend, `vp8` (feature `vpx`) the one
+//! for viewers without H.264. [`EncodeThread`] takes raw pictures from a source's queue, asks the stream what its outlets want,
+//! and publishes access units. [`AudioEncoder`], [`opus`] and [`AudioThread`] are the same for sound.
 
 pub mod audio_encoder;
 mod audio_thread;
@@ -12,9 +12,11 @@ pub mod openh264;
 pub mod openh264_decoder;
 pub mod opus;
 mod thread;
+#[cfg(feature = "vpx")]
+pub mod vp8;
 
 pub use audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
 pub use audio_thread::{AudioSetup, AudioThread};
 pub use decoder::{DecodeError, VideoDecoder, decoder_for};
 pub use encoder::{Content, EncodeError, Encoded, EncoderConfig, VideoEncoder};
-pub use thread::{EncodeThread, MakeEncoder, Setup};
+pub use thread::{Alternative, EncodeThread, MakeEncoder, Setup};

@@ -1,14 +1,20 @@
 //! One thread per encoder: raw pictures in, access units out, demand obeyed.
+//!
+//! ```text
+//!   FrameQueue ──▶ main: I420, timecode ──▶ its encoder ──▶ Stream
+//!                        └──FrameQueue──▶ alternative's encoder ──▶ its Stream     each only while somebody takes it
+//! ```
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lightpipe_media::convert::Converter;
+use lightpipe_media::convert::{self, Converter};
 use lightpipe_media::queue::Pop;
 use lightpipe_media::stream::Health;
 use lightpipe_media::{
-    AccessUnit, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, Stages, Stream, VideoFrame, timecode,
+    AccessUnit, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, Stages, Stream, VideoCodec,
+    VideoFrame, timecode,
 };
 use tracing::{debug, info, warn};
 
@@ -32,6 +38,9 @@ const BITRATE_STEP: f64 = 0.05;
 /// Failures in a row after which the stream is shown as failed.
 const FAILURE_LIMIT: u32 = 5;
 
+/// Converted pictures that may wait for an alternative's encoder. When full the oldest is dropped, before it is encoded.
+const ALTERNATIVE_QUEUE: usize = 2;
+
 /// Makes the encoder when somebody wants the stream.
 pub type MakeEncoder = Box<dyn Fn(EncoderConfig) -> Result<Box<dyn VideoEncoder>, EncodeError> + Send>;
 
@@ -51,22 +60,50 @@ pub struct Setup {
     pub timecode: bool,
     /// The backend.
     pub make: MakeEncoder,
+    /// The same pictures in other codings, each encoded on a thread of its own.
+    pub alternatives: Vec<Alternative>,
 }
 
-/// A running encode thread. Dropping it closes the queue and waits for the thread.
+/// An alternative of a stream, and who encodes it.
+pub struct Alternative {
+    /// What [`Stream::add_alternative`] gave.
+    pub stream: Arc<Stream>,
+    /// The backend.
+    pub make: MakeEncoder,
+}
+
+/// A running encode thread with those of its alternatives. Dropping it closes the queues and waits for the threads.
 #[derive(Debug)]
 pub struct EncodeThread {
     frames: Arc<FrameQueue>,
     thread: Option<JoinHandle<()>>,
+    _alternatives: Vec<Self>,
 }
 
 impl EncodeThread {
     /// Starts the thread.
-    pub fn spawn(setup: Setup) -> std::io::Result<Self> {
-        let frames = Arc::clone(&setup.frames);
+    pub fn spawn(mut setup: Setup) -> std::io::Result<Self> {
         let name = format!("encode-{}", setup.stream.name());
-        let thread = std::thread::Builder::new().name(name).spawn(move || Worker::new(setup).run())?;
-        Ok(Self { frames, thread: Some(thread) })
+        let (mut elsewhere, mut alternatives) = (Vec::new(), Vec::new());
+        for Alternative { stream, make } in std::mem::take(&mut setup.alternatives) {
+            let frames = Arc::new(FrameQueue::new(ALTERNATIVE_QUEUE));
+            elsewhere.push((Arc::clone(&stream), Arc::clone(&frames)));
+            let Setup { clock, config, .. } = setup;
+            let (name, events) = (format!("{name}-{}", stream.codec().name()), setup.events.clone());
+            // The pictures that it gets have the strip.
+            let timecode = false;
+            let setup = Setup { stream, frames, clock, events, config, timecode, make, alternatives: Vec::new() };
+            alternatives.push(Self::start(setup, name, Vec::new())?);
+        }
+        let mut this = Self::start(setup, name, elsewhere)?;
+        this._alternatives = alternatives;
+        Ok(this)
+    }
+
+    fn start(setup: Setup, name: String, elsewhere: Vec<(Arc<Stream>, Arc<FrameQueue>)>) -> std::io::Result<Self> {
+        let frames = Arc::clone(&setup.frames);
+        let thread = std::thread::Builder::new().name(name).spawn(move || Worker::new(setup, elsewhere).run())?;
+        Ok(Self { frames, thread: Some(thread), _alternatives: Vec::new() })
     }
 }
 
@@ -82,6 +119,8 @@ impl Drop for EncodeThread {
 
 struct Worker {
     setup: Setup,
+    /// Alternatives, and where their threads take pictures from.
+    elsewhere: Vec<(Arc<Stream>, Arc<FrameQueue>)>,
     converter: Converter,
     encoder: Option<Box<dyn VideoEncoder>>,
     last_wanted: Option<MediaTime>,
@@ -90,10 +129,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(setup: Setup) -> Self {
+    fn new(setup: Setup, elsewhere: Vec<(Arc<Stream>, Arc<FrameQueue>)>) -> Self {
         let rate = FrameRate::new(setup.config.fps);
         let converter = Converter::new(FramePool::new());
-        Self { setup, converter, encoder: None, last_wanted: None, failures: 0, rate }
+        Self { setup, elsewhere, converter, encoder: None, last_wanted: None, failures: 0, rate }
     }
 
     fn run(mut self) {
@@ -102,7 +141,7 @@ impl Worker {
                 Pop::Item(frame) => self.on_frame(frame),
                 Pop::TimedOut => {
                     let now = self.now();
-                    if self.setup.stream.outlets() == 0 {
+                    if self.setup.stream.own_outlets() == 0 {
                         self.idle(now);
                     }
                 }
@@ -119,44 +158,68 @@ impl Worker {
     fn on_frame(&mut self, frame: VideoFrame) {
         let now = self.now();
         let demand = self.setup.stream.demand(now);
-        if !demand.wanted {
+        if demand.wanted {
+            self.last_wanted = Some(now);
+        } else {
             self.idle(now);
+        }
+        let wanted_elsewhere = |(stream, _): &&(Arc<Stream>, _)| stream.own_outlets() > 0;
+        if !demand.wanted && !self.elsewhere.iter().any(|other| wanted_elsewhere(&other)) {
             return;
         }
-        self.last_wanted = Some(now);
-        let starting = self.encoder.is_none();
-        match self.encode(frame, now, demand.keyframe, demand.bitrate_bps) {
-            Ok(Some(unit)) => {
-                self.failures = 0;
-                self.setup.stream.publish(&Arc::new(unit));
-                if starting {
-                    self.event(now, EventKind::TrackActive);
+        let picture = match self.prepare(frame) {
+            Ok(picture) => picture,
+            Err(error) => return self.fail(&error),
+        };
+        for (_, frames) in self.elsewhere.iter().filter(wanted_elsewhere) {
+            frames.push(picture.clone());
+        }
+        if demand.wanted {
+            let starting = self.encoder.is_none();
+            match self.encode(picture, now, demand.keyframe, demand.bitrate_bps) {
+                Ok(Some(unit)) => {
+                    self.failures = 0;
+                    self.setup.stream.publish(&Arc::new(unit));
+                    if starting {
+                        self.event(now, EventKind::TrackActive { codec: Some(self.setup.stream.codec()) });
+                    }
                 }
+                Ok(None) => self.setup.stream.update_stats(|s| s.encoder_skipped += 1),
+                Err(error) => self.fail(&error),
             }
-            Ok(None) => self.setup.stream.update_stats(|s| s.encoder_skipped += 1),
-            Err(error) => self.fail(&error),
         }
         let frames = &self.setup.frames;
         let (pushed, dropped) = (frames.pushed(), frames.dropped());
         self.setup.stream.update_stats(|s| (s.raw_frames, s.raw_dropped) = (pushed, dropped));
     }
 
-    fn encode(
-        &mut self,
-        frame: VideoFrame,
-        started: MediaTime,
-        keyframe: bool,
-        estimate_bps: Option<u64>,
-    ) -> Result<Option<AccessUnit>, EncodeError> {
-        let Setup { stream, clock, config, timecode, make, .. } = &self.setup;
+    /// The picture as encoders take it, with the strip if that is wanted.
+    fn prepare(&mut self, frame: VideoFrame) -> Result<VideoFrame, EncodeError> {
+        let Setup { clock, config, timecode, .. } = &self.setup;
         let received = frame.received;
         let mut picture = self
             .converter
             .convert(frame, config.size)
             .map_err(|error| EncodeError::Unsupported { backend: "colour conversion", what: error.to_string() })?;
+        picture.received = received;
         if *timecode {
             let unix_ms = clock.unix_micros(picture.captured) / 1000;
             timecode::paint(&mut picture, unix_ms as u32); // modulo 2³² by definition of the strip
+        }
+        Ok(picture)
+    }
+
+    fn encode(
+        &mut self,
+        mut picture: VideoFrame,
+        started: MediaTime,
+        keyframe: bool,
+        estimate_bps: Option<u64>,
+    ) -> Result<Option<AccessUnit>, EncodeError> {
+        let Setup { stream, clock, config, make, .. } = &self.setup;
+        let received = picture.received;
+        if stream.codec() == VideoCodec::Vp8 {
+            convert::to_bt601(&mut picture);
         }
         let fps = self.rate.observe(picture.captured);
         let target = target_bitrate(config.bitrate_bps, estimate_bps);
@@ -195,7 +258,7 @@ impl Worker {
             self.encoder = None;
             self.rate = FrameRate::new(self.setup.config.fps);
             self.setup.stream.update_stats(|s| s.target_bitrate_bps = None);
-            self.event(now, EventKind::TrackIdle);
+            self.event(now, EventKind::TrackIdle { codec: Some(self.setup.stream.codec()) });
         }
     }
 
@@ -281,6 +344,10 @@ mod tests {
 
     fn bench() -> Bench {
         let stream = Stream::new("s", VideoCodec::H264);
+        bench_of(stream, Vec::new())
+    }
+
+    fn bench_of(stream: Arc<Stream>, alternatives: Vec<Alternative>) -> Bench {
         let frames = Arc::new(FrameQueue::new(2));
         let clock = MediaClock::new(Instant::now(), Duration::from_secs(1_700_000_000));
         let events = EventLog::new();
@@ -298,6 +365,7 @@ mod tests {
             },
             timecode: false,
             make: Box::new(|config| Ok(Box::new(OpenH264::new(config)?))),
+            alternatives,
         })
         .expect("a thread starts");
         Bench { stream, frames, events, clock, pool: FramePool::new(), _thread: thread }
@@ -311,6 +379,10 @@ mod tests {
             self.frames.push(VideoFrame::packed(at, size, PixelFormat::Rgba, buffer).expect("fits"));
             at
         }
+    }
+
+    fn idle(codec: VideoCodec) -> EventKind {
+        EventKind::TrackIdle { codec: Some(codec) }
     }
 
     const LONG: Duration = Duration::from_secs(10);
@@ -333,7 +405,7 @@ mod tests {
         assert!(!units.recv_timeout(LONG).expect("a unit").keyframe);
 
         drop(subscription);
-        assert!(bench.events.wait_for(0, LONG, |e| e.kind == EventKind::TrackIdle).is_some());
+        assert!(bench.events.wait_for(0, LONG, |e| e.kind == idle(VideoCodec::H264)).is_some());
         let (sender, units) = mpsc::channel();
         let _again = bench.stream.subscribe(Arc::new(Collect(Mutex::new(sender))));
         bench.push();
@@ -341,6 +413,91 @@ mod tests {
         assert_eq!(bench.stream.stats().encoder_starts, 2);
         let names: Vec<&str> = bench.events.since(0).iter().map(|e| e.kind.name()).collect();
         assert_eq!(names[..2], ["track_active", "track_idle"]);
+    }
+
+    /// Watches a stream in its coding; the channel has what came.
+    #[cfg(feature = "vpx")]
+    fn watch(stream: &Arc<Stream>) -> (lightpipe_media::Subscription, mpsc::Receiver<Arc<AccessUnit>>) {
+        let (sender, units) = mpsc::channel();
+        (stream.subscribe(Arc::new(Collect(Mutex::new(sender)))), units)
+    }
+
+    #[test]
+    #[cfg(feature = "vpx")]
+    fn each_coding_is_encoded_while_somebody_takes_it_and_only_then() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        let vp8 = stream.add_alternative(VideoCodec::Vp8);
+        let make: MakeEncoder = Box::new(|config| Ok(Box::new(crate::vp8::Vp8::new(config)?)));
+        let bench = bench_of(Arc::clone(&stream), vec![Alternative { stream: Arc::clone(&vp8), make }]);
+        let starts = || (stream.stats().encoder_starts, vp8.stats().encoder_starts);
+        let take = |units: &mpsc::Receiver<Arc<AccessUnit>>| units.recv_timeout(LONG).expect("a unit");
+
+        let (gone, units) = watch(&vp8);
+        let captured = bench.push();
+        let first = take(&units);
+        assert!(first.keyframe && first.codec == VideoCodec::Vp8 && first.captured == captured);
+        assert_eq!(lightpipe_media::vp8::size_of(&first.data), Some(Size::new(64, 48)));
+        bench.push();
+        assert!(!take(&units).keyframe);
+        assert_eq!(starts(), (0, 1), "nobody takes H.264");
+        assert_eq!(stream.health(), Health::Live);
+
+        let (sub, h264) = watch(&stream);
+        let captured = bench.push();
+        let (one, other) = (take(&h264), take(&units));
+        assert!(one.keyframe && one.codec == VideoCodec::H264, "the new one's first");
+        assert!(!other.keyframe, "and none for who was there");
+        assert_eq!((one.captured, other.captured), (captured, captured), "one picture, twice encoded");
+        assert_eq!(starts(), (1, 1));
+
+        drop(gone);
+        assert!(bench.events.wait_for(0, LONG, |e| e.kind == idle(VideoCodec::Vp8)).is_some());
+        bench.push();
+        take(&h264);
+        assert!(units.try_recv().is_err());
+        assert_eq!((starts(), vp8.stats().target_bitrate_bps), ((1, 1), None), "VP8 rests, H.264 goes on");
+
+        let (_again, units) = watch(&vp8);
+        drop(sub);
+        // The encoder that rests is noticed with a picture or without.
+        assert!(bench.events.wait_for(0, LONG, |e| e.kind == idle(VideoCodec::H264)).is_some());
+        bench.push();
+        assert!(take(&units).keyframe);
+        assert!(h264.try_recv().is_err());
+        assert_eq!(starts(), (1, 2));
+    }
+
+    #[test]
+    #[cfg(feature = "vpx")]
+    fn a_slow_alternative_loses_raw_pictures_and_holds_nobody_up() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        let vp8 = stream.add_alternative(VideoCodec::Vp8);
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let make: MakeEncoder = Box::new(move |config| {
+            gate.lock().expect("not poisoned").recv().expect("the test opens it");
+            Ok(Box::new(crate::vp8::Vp8::new(config)?))
+        });
+        let bench = bench_of(Arc::clone(&stream), vec![Alternative { stream: Arc::clone(&vp8), make }]);
+        let ((_slow, units), (_sub, h264)) = (watch(&vp8), watch(&stream));
+        let pushed: Vec<MediaTime> = (0..20)
+            .map(|_| {
+                let captured = bench.push();
+                assert_eq!(h264.recv_timeout(LONG).expect("H.264 goes on").captured, captured);
+                captured
+            })
+            .collect();
+        open.send(()).expect("it waits");
+        let got: Vec<MediaTime> = (0..3).map(|_| units.recv_timeout(LONG).expect("a unit").captured).collect();
+        // What it had taken, and what waited: the newest two.
+        assert_eq!(got[1..], pushed[18..]);
+        assert!(units.recv_timeout(Duration::ZERO).is_err());
+        let dropped = || vp8.stats().raw_dropped >= 17;
+        let end = Instant::now() + LONG;
+        while !dropped() && Instant::now() < end {
+            std::thread::yield_now();
+        }
+        assert!(dropped() && stream.stats().raw_dropped == 0, "{:?}", vp8.stats());
     }
 
     #[track_caller]

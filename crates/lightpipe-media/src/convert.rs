@@ -78,6 +78,53 @@ pub fn to_i420(frame: &VideoFrame, pool: &FramePool, target: Size) -> Result<Vid
     scaled(&full, source, pool, target)
 }
 
+/// Rewrites an I420 picture from the matrix of BT.709 to that of BT.601; other formats stay as they are.
+///
+/// A VP8 frame cannot say which matrix it has: "similar to BT.601" is all that its header knows (RFC 6386 §9.2), and that is
+/// how receivers show it.
+pub fn to_bt601(frame: &mut VideoFrame) {
+    if frame.format() != PixelFormat::I420 {
+        return;
+    }
+    let strides: [usize; 3] = std::array::from_fn(|n| frame.layout(n).stride);
+    let width = frame.layout(0).row_bytes;
+    let [luma, u, v] = frame.planes_mut();
+    let chroma = u.chunks_mut(strides[1]).zip(v.chunks_mut(strides[2]));
+    let mut shift = vec![0i16; width.next_multiple_of(2)];
+    for (rows, (u, v)) in luma.chunks_mut(strides[0] * 2).zip(chroma) {
+        for ((shift, u), v) in shift.chunks_exact_mut(2).zip(u).zip(v) {
+            let (cb, cr) = (i32::from(*u) - 128, i32::from(*v) - 128);
+            shift.fill(rounded(cb * matrix_601::Y_CB + cr * matrix_601::Y_CR) as i16);
+            *u = chroma_sample(cb * matrix_601::CB_CB + cr * matrix_601::CB_CR);
+            *v = chroma_sample(cb * matrix_601::CR_CB + cr * matrix_601::CR_CR);
+        }
+        for row in rows.chunks_mut(strides[0]) {
+            for (sample, shift) in row.iter_mut().zip(&shift) {
+                *sample = (i16::from(*sample) + shift).clamp(0, 255) as u8;
+            }
+        }
+    }
+}
+
+/// From Y'CbCr of BT.709 to Y'CbCr of BT.601, limited range both, 16 fraction bits: the product of one's matrix to R'G'B' and
+/// of the other's from there.
+mod matrix_601 {
+    pub(super) const Y_CB: i32 = 6_658; // 0.101 58
+    pub(super) const Y_CR: i32 = 12_850; // 0.196 08
+    pub(super) const CB_CB: i32 = 64_871; // 0.989 85
+    pub(super) const CB_CR: i32 = -7_252; // -0.110 65
+    pub(super) const CR_CB: i32 = -4_748; // -0.072 45
+    pub(super) const CR_CR: i32 = 64_448; // 0.983 40
+}
+
+const fn rounded(product: i32) -> i32 {
+    (product + (1 << 15)) >> 16
+}
+
+fn chroma_sample(product: i32) -> u8 {
+    (rounded(product) + 128).clamp(0, 255) as u8
+}
+
 fn new_i420(frame: &VideoFrame, pool: &FramePool, size: Size) -> Result<VideoFrame, FrameError> {
     let buffer = pool.take(PixelFormat::I420.packed_len(size));
     VideoFrame::packed(frame.captured, size, PixelFormat::I420, buffer)
@@ -298,6 +345,43 @@ mod tests {
                 assert_eq!(out.captured, AT);
             }
         }
+    }
+
+    /// The same bars after ITU-R BT.601-7 §2.5.
+    const BARS_601: [([u8; 3], [u8; 3]); 8] = [
+        ([255, 255, 255], [235, 128, 128]),
+        ([255, 255, 0], [210, 16, 146]),
+        ([0, 255, 255], [170, 166, 16]),
+        ([0, 255, 0], [145, 54, 34]),
+        ([255, 0, 255], [106, 202, 222]),
+        ([255, 0, 0], [81, 90, 240]),
+        ([0, 0, 255], [41, 240, 110]),
+        ([0, 0, 0], [16, 128, 128]),
+    ];
+
+    #[test]
+    fn colour_bars_change_to_the_values_of_bt_601() {
+        for (colour, [y, u, v]) in BARS_601 {
+            for width in [74, 75] {
+                let mut out = convert(&rgb(Size::new(width, 6), PixelFormat::Rgba, |_, _| colour), 74, 6);
+                let before = out.clone();
+                to_bt601(&mut out);
+                check_near(out.plane(0), y, 2);
+                check_near(out.plane(1), u, 2);
+                check_near(out.plane(2), v, 2);
+                check_near(before.plane(1), BARS.iter().find(|(c, _)| *c == colour).map_or(0, |(_, yuv)| yuv[1]), 2);
+            }
+        }
+        // An odd picture has a chroma column and row for its last sample alone.
+        let mut odd =
+            picture(Size::new(5, 3), PixelFormat::I420, &[[100; 15].as_slice(), &[90; 6], &[240; 6]].concat());
+        to_bt601(&mut odd);
+        check_near(odd.plane(0), 118, 0);
+        check_near(odd.plane(1), 78, 0);
+        check_near(odd.plane(2), 241, 0);
+        let mut other = rgb(Size::new(4, 4), PixelFormat::Rgba, |_, _| [10, 20, 30]);
+        to_bt601(&mut other);
+        assert_eq!(other.plane(0)[..4], [10, 20, 30, 255]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::access_unit::VideoCodec;
 use crate::time::MediaTime;
 
 /// What happened. The name in snake case ([`Self::name`]) is part of the API.
@@ -33,9 +34,15 @@ pub enum EventKind {
         reason: String,
     },
     /// The first access unit of a track was published since it last became wanted.
-    TrackActive,
+    TrackActive {
+        /// Of its pictures; `None` where there is only sound.
+        codec: Option<VideoCodec>,
+    },
     /// Nobody wants the track any more; its encoder stopped.
-    TrackIdle,
+    TrackIdle {
+        /// As above: a track that is encoded twice is idle twice.
+        codec: Option<VideoCodec>,
+    },
     /// A peer finished ICE and DTLS.
     PeerConnected {
         /// Peer id.
@@ -74,8 +81,8 @@ impl EventKind {
             Self::FirstFrameIngested => "first_frame_ingested",
             Self::FfmpegExited { .. } => "ffmpeg_exited",
             Self::SourceFailed { .. } => "source_failed",
-            Self::TrackActive => "track_active",
-            Self::TrackIdle => "track_idle",
+            Self::TrackActive { .. } => "track_active",
+            Self::TrackIdle { .. } => "track_idle",
             Self::PeerConnected { .. } => "peer_connected",
             Self::PublisherConnected { .. } => "publisher_connected",
             Self::PublisherDisconnected { .. } => "publisher_disconnected",
@@ -161,12 +168,12 @@ mod tests {
     fn the_log_is_bounded_and_keeps_order() {
         let log = EventLog::new();
         for n in 0..EventLog::CAPACITY as i64 + 10 {
-            log.push(MediaTime::from_micros(n), "s", EventKind::TrackActive);
+            log.push(MediaTime::from_micros(n), "s", EventKind::FirstFrameIngested);
         }
         let events = log.since(0);
         assert_eq!(events.len(), EventLog::CAPACITY);
         assert_eq!(events[0].seq, 10);
         assert!(events.windows(2).all(|w| w[0].seq + 1 == w[1].seq));
-        assert!(log.wait_for(0, Duration::ZERO, |e| e.kind == EventKind::TrackIdle).is_none());
+        assert!(log.wait_for(0, Duration::ZERO, |e| e.kind == EventKind::TrackIdle { codec: None }).is_none());
     }
 }

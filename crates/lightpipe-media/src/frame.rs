@@ -82,7 +82,7 @@ impl PixelFormat {
     }
 }
 
-/// Reuses picture buffers, so that a running stream allocates nothing per frame.
+/// Reuses picture buffers, so that a running stream allocates no pictures.
 ///
 /// Cloning shares the pool. A buffer goes back when its last user drops it; at most
 /// [`FramePool::MAX_IDLE`] wait for reuse, the rest is freed.
@@ -133,6 +133,15 @@ impl std::ops::DerefMut for PooledBuffer {
     }
 }
 
+impl Clone for PooledBuffer {
+    /// A copy in another buffer of the pool.
+    fn clone(&self) -> Self {
+        let mut copy = self.pool.take(self.bytes.len());
+        copy.copy_from_slice(&self.bytes);
+        copy
+    }
+}
+
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
@@ -165,7 +174,9 @@ pub enum FrameError {
 }
 
 /// One raw picture with its capture time.
-#[derive(Debug)]
+///
+/// A clone shares the samples; whoever writes into a shared picture gets a copy of its own first.
+#[derive(Debug, Clone)]
 pub struct VideoFrame {
     /// When the picture was taken.
     pub captured: MediaTime,
@@ -174,7 +185,7 @@ pub struct VideoFrame {
     size: Size,
     format: PixelFormat,
     planes: [PlaneLayout; 3],
-    buffer: PooledBuffer,
+    buffer: Arc<PooledBuffer>,
 }
 
 impl VideoFrame {
@@ -193,7 +204,8 @@ impl VideoFrame {
         if buffer.len() < needed {
             return Err(FrameError::TooShort { size, format, needed, got: buffer.len() });
         }
-        Ok(Self { captured, received: captured, size, format, planes: format.packed_layout(size), buffer })
+        let planes = format.packed_layout(size);
+        Ok(Self { captured, received: captured, size, format, planes, buffer: Arc::new(buffer) })
     }
 
     fn check_size(size: Size) -> Result<(), FrameError> {
@@ -248,16 +260,21 @@ impl VideoFrame {
     /// Mutable bytes of plane `index`.
     pub fn plane_mut(&mut self, index: usize) -> &mut [u8] {
         let p = self.planes[index];
-        &mut self.buffer[p.offset..p.offset + p.stride * p.rows]
+        &mut self.own_buffer()[p.offset..p.offset + p.stride * p.rows]
     }
 
     /// All three planes of a planar picture, mutable at once.
     pub fn planes_mut(&mut self) -> [&mut [u8]; 3] {
         let [a, b, c] = self.planes;
-        let (first, rest) = self.buffer.split_at_mut(a.stride * a.rows);
+        let (first, rest) = self.own_buffer().split_at_mut(a.stride * a.rows);
         let (second, rest) = rest.split_at_mut(b.stride * b.rows);
         let third = &mut rest[..c.stride * c.rows];
         [first, second, third]
+    }
+
+    /// The buffer, which nobody else sees any more.
+    fn own_buffer(&mut self) -> &mut PooledBuffer {
+        Arc::make_mut(&mut self.buffer)
     }
 }
 
@@ -307,6 +324,20 @@ mod tests {
                 FrameError::BadSize(size)
             );
         }
+    }
+
+    #[test]
+    fn a_clone_shares_the_samples_until_one_of_the_two_is_written() {
+        let pool = FramePool::new();
+        let size = Size::new(4, 2);
+        let mut one = VideoFrame::copied_from(&pool, MediaTime::ZERO, size, PixelFormat::I420, &[7; 12]).expect("fits");
+        let mut other = one.clone();
+        assert!(std::ptr::eq(one.plane(0), other.plane(0)));
+        other.plane_mut(0)[0] = 9;
+        assert_eq!((one.plane(0)[0], other.plane(0)[..2].to_vec()), (7, vec![9, 7]));
+        let alone = one.plane(0).as_ptr();
+        one.plane_mut(0)[0] = 8;
+        assert_eq!(one.plane(0).as_ptr(), alone, "nothing to copy for a picture of its own");
     }
 
     #[test]

@@ -7,6 +7,10 @@
 //! ```
 //!
 //! No outlet waits for another and the producer waits for none: [`Outlet::deliver`] must not block.
+//!
+//! A stream that we encode ourselves may have alternatives: the same pictures in another coding, for outlets that cannot take
+//! the first. Each is a `Stream` of its own with its own demand, and encoded only while that says so. Sound, the source's
+//! health and what a source waits for are the main stream's.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -135,11 +139,20 @@ pub struct Stream {
     next_outlet: AtomicU64,
     has_audio: AtomicBool,
     no_video: AtomicBool,
+    /// The same pictures in other codings.
+    alternatives: Mutex<Vec<Arc<Self>>>,
+    /// Of an alternative: the stream that it belongs to. A lock of the main stream may be held while one of an alternative is
+    /// taken, never the other way round.
+    main: Option<Weak<Self>>,
+    /// What comes from the source is encoded already, so there is nothing for alternatives.
+    encoded_before: AtomicBool,
 }
 
 struct State {
     codec: VideoCodec,
     outlets: HashMap<u64, OutletEntry>,
+    /// Outlets of the alternatives.
+    outlets_elsewhere: usize,
     keyframe_requested: bool,
     last_keyframe: Option<MediaTime>,
     closed: bool,
@@ -155,6 +168,7 @@ impl State {
         Self {
             codec,
             outlets: HashMap::new(),
+            outlets_elsewhere: 0,
             keyframe_requested: false,
             last_keyframe: None,
             closed: false,
@@ -192,14 +206,61 @@ pub struct Subscription {
 impl Stream {
     /// A stream without a producer yet.
     pub fn new(name: impl Into<String>, codec: VideoCodec) -> Arc<Self> {
-        Arc::new(Self {
-            name: name.into(),
+        Arc::new(Self::with_main(name.into(), codec, None))
+    }
+
+    fn with_main(name: String, codec: VideoCodec, main: Option<Weak<Self>>) -> Self {
+        Self {
+            name,
             state: Mutex::new(State::new(codec)),
             wanted: Condvar::new(),
             next_outlet: AtomicU64::new(0),
             has_audio: AtomicBool::new(false),
             no_video: AtomicBool::new(false),
-        })
+            alternatives: Mutex::new(Vec::new()),
+            main,
+            encoded_before: AtomicBool::new(false),
+        }
+    }
+
+    /// Producer side: from now on the pictures can be had in `codec` as well, from the stream that this answers. Who publishes
+    /// there encodes while its [`Self::demand`] says so.
+    pub fn add_alternative(self: &Arc<Self>, codec: VideoCodec) -> Arc<Self> {
+        let alternative = Arc::new(Self::with_main(self.name.clone(), codec, Some(Arc::downgrade(self))));
+        alternative.has_audio.store(self.has_audio(), Relaxed);
+        self.lock_alternatives().push(Arc::clone(&alternative));
+        alternative
+    }
+
+    /// The alternatives that can be had now, in the order in which they were added.
+    pub fn alternatives(&self) -> Vec<Arc<Self>> {
+        if self.encoded_before.load(Relaxed) { Vec::new() } else { self.lock_alternatives().clone() }
+    }
+
+    /// This stream or its alternative in `codec`, if that can be had.
+    pub fn in_codec(self: &Arc<Self>, codec: VideoCodec) -> Option<Arc<Self>> {
+        if self.codec() == codec {
+            return Some(Arc::clone(self));
+        }
+        self.alternatives().into_iter().find(|alternative| alternative.codec() == codec)
+    }
+
+    /// Producer side: whether what comes from the source is encoded already. Then no alternative can be had.
+    pub fn set_encoded_before(&self, encoded: bool) {
+        self.encoded_before.store(encoded, Relaxed);
+    }
+
+    /// Whether this is an alternative that can be had no longer: no picture will come.
+    pub fn is_withdrawn(&self) -> bool {
+        self.main.as_ref().is_some_and(|main| main.upgrade().is_none_or(|main| main.encoded_before.load(Relaxed)))
+    }
+
+    fn main(&self) -> Option<Arc<Self>> {
+        self.main.as_ref()?.upgrade()
+    }
+
+    fn lock_alternatives(&self) -> MutexGuard<'_, Vec<Arc<Self>>> {
+        self.alternatives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its name, unique in a process.
@@ -232,11 +293,21 @@ impl Stream {
             state.stats.keyframe_requests += 1;
         }
         self.wanted.notify_all();
+        if let Some(main) = self.main() {
+            main.lock().outlets_elsewhere += 1;
+            main.wanted.notify_all();
+        }
         Subscription { stream: Arc::downgrade(self), id }
     }
 
-    /// Number of outlets.
+    /// Number of outlets, those of the alternatives included: what a source goes by.
     pub fn outlets(&self) -> usize {
+        let state = self.lock();
+        state.outlets.len() + state.outlets_elsewhere
+    }
+
+    /// Number of outlets that take the pictures in this very coding: what an encoder goes by.
+    pub fn own_outlets(&self) -> usize {
         self.lock().outlets.len()
     }
 
@@ -266,6 +337,13 @@ impl Stream {
             }
             state.outlets.values().map(|e| Arc::clone(&e.outlet)).collect()
         };
+        if let Some(main) = self.main() {
+            let mut state = main.lock();
+            // While the main stream is encoded too, its own encoder says how it is.
+            if state.outlets.is_empty() {
+                state.health = Health::Live;
+            }
+        }
         // Outside the lock: an outlet may call back (drop its subscription, ask for a keyframe).
         for outlet in outlets {
             outlet.deliver(unit);
@@ -275,6 +353,9 @@ impl Stream {
     /// Producer side: from now on there is sound too. Who came before does not hear it.
     pub fn add_audio(&self) {
         self.has_audio.store(true, Relaxed);
+        for alternative in self.lock_alternatives().iter() {
+            alternative.has_audio.store(true, Relaxed);
+        }
     }
 
     /// Producer side: there are no pictures, only sound.
@@ -292,9 +373,9 @@ impl Stream {
         self.has_audio.load(Relaxed)
     }
 
-    /// Producer side: sends one frame of sound to every outlet. `level` is its root mean square, 0 to 1, if known.
+    /// Producer side: sends one frame of sound to every outlet, those of the alternatives included. `level` is its root mean square, 0 to 1, if known.
     pub fn publish_audio(&self, packet: &Arc<AudioPacket>, level: Option<f32>) {
-        let outlets: Vec<Arc<dyn Outlet>> = {
+        let mut outlets: Vec<Arc<dyn Outlet>> = {
             let mut state = self.lock();
             let stats = &mut state.stats.audio;
             stats.published += 1;
@@ -302,6 +383,9 @@ impl Stream {
             stats.level = level;
             state.outlets.values().map(|e| Arc::clone(&e.outlet)).collect()
         };
+        for alternative in self.lock_alternatives().iter() {
+            outlets.extend(alternative.lock().outlets.values().map(|e| Arc::clone(&e.outlet)));
+        }
         for outlet in outlets {
             outlet.deliver_audio(packet);
         }
@@ -309,10 +393,11 @@ impl Stream {
 
     /// Producer side: the largest share of sound that an outlet's network loses, 0 to 1.
     pub fn audio_loss(&self) -> f32 {
-        self.lock().outlets.values().map(|e| e.audio_loss).fold(0.0, f32::max)
+        let own = self.lock().outlets.values().map(|e| e.audio_loss).fold(0.0, f32::max);
+        self.lock_alternatives().iter().map(|alternative| alternative.audio_loss()).fold(own, f32::max)
     }
 
-    /// Producer side: what is wanted at `now`. A keyframe that this reports counts as under way, until
+    /// Producer side: what is wanted at `now` of this very coding. A keyframe that this reports counts as under way, until
     /// the holdoff is over; a request inside the holdoff waits for its end, it is not lost.
     pub fn demand(&self, now: MediaTime) -> Demand {
         let mut state = self.lock();
@@ -329,18 +414,21 @@ impl Stream {
         }
     }
 
-    /// Producer side: waits up to `timeout` until somebody wants the stream. True when somebody does.
+    /// Producer side: waits up to `timeout` until somebody wants the stream, in whatever coding. True when somebody does.
     pub fn wait_wanted(&self, timeout: Duration) -> bool {
         let (state, _) = self
             .wanted
-            .wait_timeout_while(self.lock(), timeout, |s| s.outlets.is_empty() && !s.closed)
+            .wait_timeout_while(self.lock(), timeout, |s| s.outlets.is_empty() && s.outlets_elsewhere == 0 && !s.closed)
             .unwrap_or_else(PoisonError::into_inner);
-        !state.outlets.is_empty()
+        !state.outlets.is_empty() || state.outlets_elsewhere > 0
     }
 
     /// Outlet side: the only viewer's display shows pictures just as soon if they are taken this much later.
     pub fn delay_capture(&self, by: Duration) {
-        self.lock().capture_delay = by;
+        match self.main() {
+            Some(main) => main.lock().capture_delay = by,
+            None => self.lock().capture_delay = by,
+        }
     }
 
     /// Producer side: how much later to take pictures from now on, once for each wish. Honoured by sources that
@@ -433,6 +521,9 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         if let Some(stream) = self.stream.upgrade() {
             let removed = stream.lock().outlets.remove(&self.id);
+            if let Some(main) = stream.main().filter(|_| removed.is_some()) {
+                main.lock().outlets_elsewhere -= 1;
+            }
             // The outlet itself is dropped outside the lock.
             drop(removed);
         }
@@ -445,11 +536,25 @@ mod tests {
     use crate::access_unit::Stages;
 
     #[derive(Default)]
-    struct Counting(AtomicU64);
+    struct Counting(AtomicU64, AtomicU64);
+
+    impl Counting {
+        fn pictures(&self) -> u64 {
+            self.0.load(Relaxed)
+        }
+
+        fn sounds(&self) -> u64 {
+            self.1.load(Relaxed)
+        }
+    }
 
     impl Outlet for Counting {
         fn deliver(&self, _: &Arc<AccessUnit>) {
             self.0.fetch_add(1, Relaxed);
+        }
+
+        fn deliver_audio(&self, _: &Arc<AudioPacket>) {
+            self.1.fetch_add(1, Relaxed);
         }
     }
 
@@ -471,7 +576,7 @@ mod tests {
         stream.publish(&unit(0, true));
         drop(sub_b);
         stream.publish(&unit(33, false));
-        assert_eq!((a.0.load(Relaxed), b.0.load(Relaxed)), (2, 1));
+        assert_eq!((a.pictures(), b.pictures()), (2, 1));
         assert_eq!(stream.outlets(), 1);
         assert_eq!(Arc::strong_count(&b), 1, "no reference to a gone outlet stays behind");
     }
@@ -528,15 +633,73 @@ mod tests {
         assert_eq!(stream.rates(at(10_000)), Rates::default());
     }
 
-    #[test]
-    fn waiting_producer_wakes_when_somebody_comes() {
-        let stream = Stream::new("s", VideoCodec::H264);
+    #[track_caller]
+    fn check_wakes(stream: &Arc<Stream>, asked: &Arc<Stream>) {
         assert!(!stream.wait_wanted(Duration::ZERO));
         let waiter = std::thread::spawn({
             let stream = stream.clone();
             move || stream.wait_wanted(Duration::from_secs(30))
         });
-        let _sub = stream.subscribe(Arc::new(Counting::default()));
+        let _sub = asked.subscribe(Arc::new(Counting::default()));
         assert!(waiter.join().expect("waiter"));
+    }
+
+    #[test]
+    fn waiting_producer_wakes_when_somebody_comes() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        check_wakes(&stream, &stream);
+        check_wakes(&stream, &stream.add_alternative(VideoCodec::Vp8));
+    }
+
+    #[test]
+    fn an_alternative_has_its_own_pictures_and_demand_and_the_main_streams_sound() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        let vp8 = stream.add_alternative(VideoCodec::Vp8);
+        stream.add_audio();
+        assert!(vp8.has_audio());
+        let there = Arc::new(Counting::default());
+        let sub = vp8.subscribe(there.clone());
+        assert_eq!((stream.outlets(), stream.own_outlets(), vp8.own_outlets()), (1, 0, 1));
+        assert_eq!(vp8.demand(at(0)), Demand { wanted: true, keyframe: true, bitrate_bps: None });
+        assert_eq!(stream.demand(at(0)), Demand::default(), "nobody takes H.264, and no keyframe of it is asked for");
+
+        stream.publish(&unit(0, true));
+        assert_eq!((there.pictures(), stream.stats().published, vp8.stats().published), (0, 1, 0));
+        let packet = AudioPacket {
+            data: [1].into(),
+            captured: at(0),
+            duration: Duration::from_millis(20),
+            encoded: at(0),
+            starts_talkspurt: false,
+        };
+        stream.publish_audio(&Arc::new(packet), None);
+        assert_eq!(there.sounds(), 1);
+        stream.set_health(Health::Failed("gone".into()));
+        vp8.publish(&unit(0, true));
+        assert_eq!((there.pictures(), stream.stats().published, vp8.stats().published), (1, 1, 1));
+        assert_eq!(stream.health(), Health::Live, "pictures come, if not in its own coding");
+
+        sub.set_audio_loss(0.25);
+        assert_eq!(stream.audio_loss(), 0.25);
+        vp8.delay_capture(Duration::from_millis(9));
+        assert_eq!(stream.take_capture_delay(), Duration::from_millis(9));
+        drop(sub);
+        assert_eq!((stream.outlets(), vp8.own_outlets()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_had_in_another_coding_while_the_source_encodes() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        assert!(stream.in_codec(VideoCodec::Vp8).is_none());
+        let vp8 = stream.add_alternative(VideoCodec::Vp8);
+        assert!(Arc::ptr_eq(&stream.in_codec(VideoCodec::Vp8).expect("added"), &vp8));
+        assert!(Arc::ptr_eq(&stream.in_codec(VideoCodec::H264).expect("itself"), &stream));
+        assert!(!vp8.is_withdrawn() && !stream.is_withdrawn());
+        stream.set_encoded_before(true);
+        assert!(stream.in_codec(VideoCodec::Vp8).is_none() && vp8.is_withdrawn() && !stream.is_withdrawn());
+        stream.set_encoded_before(false);
+        assert!(stream.in_codec(VideoCodec::Vp8).is_some());
+        drop(stream);
+        assert!(vp8.is_withdrawn(), "nobody publishes there any more");
     }
 }

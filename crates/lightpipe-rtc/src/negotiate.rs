@@ -46,8 +46,8 @@ pub enum OfferError {
     /// No codec in common. `offered` names the peer's.
     #[error("no common video codec: this stream is {ours}, the offer has {offered}")]
     NoCommonCodec {
-        /// What the stream is.
-        ours: &'static str,
+        /// What the stream is, or can be had in.
+        ours: String,
         /// Codecs of the offer's video m-lines.
         offered: String,
     },

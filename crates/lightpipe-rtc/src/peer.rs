@@ -1139,8 +1139,8 @@ fn no_video(offer: &str, codec: VideoCodec) -> OfferError {
     if negotiate::wants_video(offer) {
         OfferError::NoCommonCodec {
             ours: match codec {
-                VideoCodec::Vp8 => "VP8",
-                _ => "H.264 Constrained Baseline",
+                VideoCodec::Vp8 => "VP8".to_owned(),
+                _ => "H.264 Constrained Baseline".to_owned(),
             },
             offered: negotiate::offered_video_codecs(offer),
         }

@@ -75,10 +75,23 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    /// A receiver and its offer. `address` is its only host candidate.
+    /// A receiver of H.264 and its offer. `address` is its only host candidate.
     pub fn offer(identity: &Identity, address: SocketAddr, now: Instant) -> Result<(Self, String), PeerError> {
+        Self::offer_of(VideoCodec::H264, identity, address, now)
+    }
+
+    /// A receiver of one codec, as a browser is that lacks the others.
+    pub fn offer_of(
+        codec: VideoCodec,
+        identity: &Identity,
+        address: SocketAddr,
+        now: Instant,
+    ) -> Result<(Self, String), PeerError> {
         let mut config = Rtc::builder().set_rtp_mode(true).set_dtls_cert(identity.certificate()).clear_codecs();
-        config.codec_config().add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+        match codec {
+            VideoCodec::Vp8 => config = config.enable_vp8(true),
+            _ => config.codec_config().add_h264(108.into(), Some(109.into()), true, 0x42_e01f),
+        }
         let mut rtc = config.build(now);
         let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| OfferError::Malformed(e.to_string()))?;
         rtc.add_local_candidate(candidate);
@@ -90,7 +103,7 @@ impl Receiver {
             pending: Some(pending),
             connected: false,
             closed: false,
-            inbound: Inbound::new(mid, VideoCodec::H264),
+            inbound: Inbound::new(mid, codec),
             events: VecDeque::new(),
         };
         Ok((receiver, offer.to_sdp_string()))

@@ -122,7 +122,8 @@ impl Feed {
     fn tell_activity(&self, at: MediaTime) {
         let watched = self.sink.stream.outlets() > 0;
         if self.watched.swap(watched, Relaxed) != watched {
-            let kind = if watched { EventKind::TrackActive } else { EventKind::TrackIdle };
+            let codec = Some(VideoCodec::H264);
+            let kind = if watched { EventKind::TrackActive { codec } } else { EventKind::TrackIdle { codec } };
             tracing::info!(target: "events::track", stream = self.sink.stream.name(), event = kind.name());
             self.sink.events.push(at, self.sink.stream.name(), kind);
         }
@@ -288,6 +289,8 @@ pub(crate) fn read_to_end(
         format => format,
     };
     let pipe = Prefixed { head, pipe };
+    // Only raw pictures can be encoded in the viewer's coding.
+    run.feed.sink.stream.set_encoded_before(matches!(format, PipeFormat::Nut | PipeFormat::AnnexB));
     match format {
         PipeFormat::Raw(raw) | PipeFormat::Detect(raw) => read_raw(pipe, raw, run),
         PipeFormat::Nut => read_nut(pipe, run),

@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lightpipe_codec::openh264::OpenH264;
-use lightpipe_codec::{AudioSetup, AudioThread, Content, EncodeThread, EncoderConfig, Setup};
+#[cfg(feature = "vpx")]
+use lightpipe_codec::vp8::Vp8;
+use lightpipe_codec::{Alternative, AudioSetup, AudioThread, Content, EncodeThread, EncoderConfig, Setup};
+#[cfg(feature = "vpx")]
+use lightpipe_media::VideoCodec;
 use lightpipe_media::{AudioQueue, EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream};
 use lightpipe_source::ffmpeg::args::{self, Platform};
 use lightpipe_source::ffmpeg::{self, Fit, Input, Output};
@@ -36,7 +40,21 @@ pub(crate) struct Sound {
     _encoder: AudioThread,
 }
 
-/// An encode thread for raw pictures of a stream.
+/// The codings beside H.264 that raw pictures of a stream can be had in.
+fn alternatives(stream: &Arc<Stream>) -> Vec<Alternative> {
+    #[cfg(feature = "vpx")]
+    return vec![Alternative {
+        stream: stream.add_alternative(VideoCodec::Vp8),
+        make: Box::new(|config| Ok(Box::new(Vp8::new(config)?))),
+    }];
+    #[cfg(not(feature = "vpx"))]
+    {
+        let _ = stream;
+        Vec::new()
+    }
+}
+
+/// An encode thread for raw pictures of a stream, and one for each other coding.
 pub(crate) fn encoder(
     stream: &Arc<Stream>,
     frames: &Arc<FrameQueue>,
@@ -63,6 +81,7 @@ pub(crate) fn encoder(
         },
         timecode,
         make: Box::new(|config| Ok(Box::new(OpenH264::new(config)?))),
+        alternatives: alternatives(stream),
     })
 }
 

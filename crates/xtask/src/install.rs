@@ -26,6 +26,8 @@ pub(crate) enum For {
 enum Sign {
     /// One of these programs is on the search path or in a system folder.
     Program(&'static [&'static str]),
+    /// pkg-config finds this library with its headers.
+    Library(&'static str),
     /// A Debian package is installed; other systems are not asked.
     Package,
 }
@@ -82,6 +84,17 @@ const NEEDS: &[Need] = &[
         fedora: "pkgconf-pkg-config",
         arch: "pkgconf",
         brew: "pkgconf",
+        winget: "",
+    },
+    Need {
+        since: For::Running,
+        why: "browsers without H.264 get VP8 from it",
+        // Windows has no package of it, and what is built there does without.
+        sign: if cfg!(windows) { Sign::Package } else { Sign::Library("vpx") },
+        debian: &["libvpx-dev"],
+        fedora: "libvpx-devel",
+        arch: "libvpx",
+        brew: "libvpx",
         winget: "",
     },
     Need {
@@ -273,6 +286,7 @@ pub(crate) fn ensure(purpose: For) -> Result<(), String> {
 fn present(need: &Need, debian: bool) -> bool {
     match need.sign {
         Sign::Program(names) => program(names),
+        Sign::Library(name) => library(name),
         Sign::Package => !debian || need.debian.iter().any(|name| package(name)),
     }
 }
@@ -304,6 +318,11 @@ fn in_usual_place(name: &str) -> bool {
         "firefox" if cfg!(windows) => below_program_files(r"Mozilla Firefox\firefox.exe"),
         _ => false,
     }
+}
+
+fn library(name: &str) -> bool {
+    let found = Command::new("pkg-config").args(["--exists", name]).stderr(Stdio::null()).status();
+    found.is_ok_and(|status| status.success())
 }
 
 fn package(name: &str) -> bool {

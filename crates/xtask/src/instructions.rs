@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::install::{self, For};
-use crate::{cargo, root};
+use crate::{FEATURES, cargo, root};
 
 /// As many as the limits are made for.
 const VIEWERS: u32 = 10;
@@ -89,7 +89,8 @@ pub(crate) fn run(args: &[OsString]) -> Result<(), String> {
     let target = root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let folder = target.join("instructions");
     fs::create_dir_all(&folder).map_err(about(&folder))?;
-    succeed(&mut cargo(&["build", "--release", "--package", "lightpipe-cli", "--bin", "lightpipe"]))?;
+    let build = ["build", "--release", "--package", "lightpipe-cli", "--features", FEATURES, "--bin", "lightpipe"];
+    succeed(&mut cargo(&build))?;
     let binary = folder.join("lightpipe");
     // Debug information is nine tenths of the file.
     succeed(Command::new("strip").arg("-o").arg(&binary).arg(target.join("release/lightpipe")))?;

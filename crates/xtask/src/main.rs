@@ -59,6 +59,10 @@ fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// What the program that we build and test has beyond cargo's defaults, because [`install`] can bring what it needs: VP8, but on
+/// Windows, which has no package of libvpx.
+const FEATURES: &str = if cfg!(windows) { "" } else { "lightpipe-cli/vpx" };
+
 /// The workspace's root folder.
 fn root() -> PathBuf {
     let own = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());

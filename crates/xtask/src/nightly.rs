@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use crate::install::For;
 use crate::test::{self, Tally};
-use crate::{cargo, root};
+use crate::{FEATURES, cargo, root};
 
 /// How the output of a job is read.
 enum Job {
@@ -23,10 +23,10 @@ enum Job {
 #[rustfmt::skip]
 const TABLE: &[(&str, Job, &[&str])] = &[
     // One at a time, in release: these measure time, and build networks of which the machine has one.
-    ("long tests", Job::Tests, &["test", "--workspace", "--release", "--no-fail-fast", "--tests", "--", "--ignored", "--test-threads", "1"]),
-    ("bench latency", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "latency", "--seconds", "60", "--joins", "20", "--gate"]),
-    ("bench fanout", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "fanout"]),
-    ("bench fanout, estimating", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--", "bench", "fanout", "--estimate"]),
+    ("long tests", Job::Tests, &["test", "--workspace", "--features", FEATURES, "--release", "--no-fail-fast", "--tests", "--", "--ignored", "--test-threads", "1"]),
+    ("bench latency", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--features", FEATURES, "--", "bench", "latency", "--seconds", "60", "--joins", "20", "--gate"]),
+    ("bench fanout", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--features", FEATURES, "--", "bench", "fanout"]),
+    ("bench fanout, estimating", Job::Check, &["run", "--release", "--package", "lightpipe-cli", "--features", FEATURES, "--", "bench", "fanout", "--estimate"]),
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     ("instructions", Job::Check, &["run", "--package", "xtask", "--", "instructions"]),
 ];

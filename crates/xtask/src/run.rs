@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use std::process::Command;
 
 use crate::install::{self, For};
-use crate::root;
+use crate::{FEATURES, root};
 
 pub(crate) fn run(args: Vec<OsString>) -> Result<(), String> {
     install::ensure(For::Running)?;
     // In the caller's folder, so that relative paths among ARGS mean what they say.
     let mut program = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    program.args(["run", "--release", "--package", "lightpipe-cli", "--bin", "lightpipe", "--manifest-path"]);
+    program.args(["run", "--release", "--package", "lightpipe-cli", "--features", FEATURES]);
+    program.args(["--bin", "lightpipe", "--manifest-path"]);
     program.arg(root().join("Cargo.toml")).arg("--").args(args);
     become_it(program)
 }

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitCode, Stdio};
 
-use crate::cargo;
 use crate::install::{self, For};
+use crate::{FEATURES, cargo};
 
 /// What passed and what failed so far: single tests, and steps that are one check each.
 #[derive(Default)]
@@ -24,9 +24,14 @@ pub(crate) fn run() -> ExitCode {
 pub(crate) fn everything(tally: &mut Tally) {
     tally.install(For::Testing);
     tally.step("fmt", cargo(&["fmt", "--all", "--check"]));
-    tally.step("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
-    tally.tests("tests", cargo(&["test", "--workspace", "--no-fail-fast"]));
-    let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+    tally.step(
+        "clippy",
+        cargo(&["clippy", "--workspace", "--all-targets", "--features", FEATURES, "--", "-D", "warnings"]),
+    );
+    // As cargo builds it without being told anything.
+    tally.step("default features", cargo(&["check", "--package", "lightpipe-cli"]));
+    tally.tests("tests", cargo(&["test", "--workspace", "--features", FEATURES, "--no-fail-fast"]));
+    let mut doc = cargo(&["doc", "--workspace", "--features", FEATURES, "--no-deps"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     tally.step("doc", doc);
 }

@@ -14,6 +14,8 @@
 mod aiortc;
 mod check;
 mod clock;
+#[cfg(feature = "vpx")]
+mod codecs;
 mod crowd;
 mod desktop;
 mod exits;

@@ -6,8 +6,8 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use lightpipe_media::EventKind;
-use lightpipe_media::stream::Health;
+use lightpipe_media::stream::{Health, StreamStats};
+use lightpipe_media::{EventKind, MediaTime, Stream, VideoCodec};
 use lightpipe_rtc::control::Percentiles;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 _ => ("starting", None),
             };
             let rate = entry.stream.rates(now);
+            let alternatives = entry.stream.alternatives();
+            // All codings have the same pictures, and any of them may be the only one that somebody takes.
+            let size = stats.size.or_else(|| alternatives.iter().find_map(|s| s.stats().size));
             json!({
                 "name": entry.stream.name(),
                 "codec": entry.stream.has_video().then_some(entry.stream.codec().name()),
@@ -36,8 +39,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "health": health,
                 "reason": reason,
                 "viewers": app.engine.viewers_of(entry.stream.name()),
-                "width": stats.size.map(|s| s.width),
-                "height": stats.size.map(|s| s.height),
+                "width": size.map(|s| s.width),
+                "height": size.map(|s| s.height),
                 "fps": rate.fps,
                 "bitrate_bps": rate.bitrate_bps,
                 "target_bitrate_bps": stats.target_bitrate_bps,
@@ -46,6 +49,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "keyframe_requests": stats.keyframe_requests,
                 "encoder_starts": stats.encoder_starts,
                 "encoder_errors": stats.encoder_errors,
+                "alternatives": alternatives.iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
                 "audio": entry.stream.has_audio().then(|| json!({
                     "codec": "opus",
                     "published": stats.audio.published,
@@ -55,16 +59,44 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                     "encoder_errors": stats.audio.errors,
                     "drops": { "raw_queue": stats.audio.blocks_dropped },
                 })),
-                "drops": { "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped },
-                "stages_ms": {
-                    "capture": Percentiles::from(&stats.capture),
-                    "queue": Percentiles::from(&stats.queue),
-                    "encode": Percentiles::from(&stats.encode),
-                },
+                "drops": drops(&stats),
+                "stages_ms": stages(&stats),
             })
         })
         .collect();
     Json(json!({ "streams": streams }))
+}
+
+/// The encoding of a stream in another codec, by the names of the stream's own.
+fn alternative(stream: &Stream, now: MediaTime) -> Value {
+    let (stats, rate) = (stream.stats(), stream.rates(now));
+    let reason = if let Health::Failed(reason) = stream.health() { Some(reason) } else { None };
+    json!({
+        "codec": stream.codec().name(),
+        "reason": reason,
+        "fps": rate.fps,
+        "bitrate_bps": rate.bitrate_bps,
+        "target_bitrate_bps": stats.target_bitrate_bps,
+        "published": stats.published,
+        "keyframes": stats.keyframes,
+        "keyframe_requests": stats.keyframe_requests,
+        "encoder_starts": stats.encoder_starts,
+        "encoder_errors": stats.encoder_errors,
+        "drops": drops(&stats),
+        "stages_ms": stages(&stats),
+    })
+}
+
+fn drops(stats: &StreamStats) -> Value {
+    json!({ "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped })
+}
+
+fn stages(stats: &StreamStats) -> Value {
+    json!({
+        "capture": Percentiles::from(&stats.capture),
+        "queue": Percentiles::from(&stats.queue),
+        "encode": Percentiles::from(&stats.encode),
+    })
 }
 
 pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
@@ -77,6 +109,7 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
             json!({
                 "id": public_part(&peer.id),
                 "stream": peer.stream,
+                "codec": peer.codec.map(VideoCodec::name),
                 "transport": peer.transport.as_str(),
                 "state": if peer.connected { "connected" } else { "connecting" },
                 "role": if peer.received.is_some() { "publisher" } else { "viewer" },
@@ -138,6 +171,9 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 EventKind::FfmpegSpawned { pid } => json!({ "pid": pid }),
                 EventKind::FfmpegExited { reason, retry_in } => {
                     json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) })
+                }
+                EventKind::TrackActive { codec } | EventKind::TrackIdle { codec } => {
+                    json!({ "codec": codec.map(VideoCodec::name) })
                 }
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
                 EventKind::PeerConnected { peer, took } => {

@@ -1,11 +1,12 @@
 //! `/metrics`: Prometheus text exposition format 0.0.4.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use lightpipe_media::Histogram;
+use lightpipe_media::{Histogram, VideoCodec};
 
 use super::App;
 use super::api::value;
@@ -53,6 +54,15 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         .map(|e| (e.stream.name().to_owned(), e.stream.stats(), e.stream.health()))
         .collect();
 
+    // Each coding of a stream has figures of its own; sums over `codec` are the whole.
+    let encodings: Vec<_> = app
+        .streams
+        .all()
+        .into_iter()
+        .flat_map(|e| std::iter::once(Arc::clone(&e.stream)).chain(e.stream.alternatives()).collect::<Vec<_>>())
+        .map(|s| (s.name().to_owned(), if s.has_video() { s.codec().name() } else { "none" }, s.stats()))
+        .collect();
+
     page.family(
         "lightpipe_stream_up",
         "gauge",
@@ -70,7 +80,7 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         page.sample("lightpipe_stream_viewers", &[("stream", name)], app.engine.viewers_of(name));
     }
     type Field = fn(&lightpipe_media::stream::StreamStats) -> u64;
-    let counters: [(&str, &str, Field); 9] = [
+    let counters: [(&str, &str, Field); 5] = [
         ("lightpipe_frames_published_total", "Encoded pictures given to outlets.", |s| s.published),
         ("lightpipe_keyframes_published_total", "Keyframes among the published pictures.", |s| s.keyframes),
         ("lightpipe_keyframe_requests_total", "Keyframe requests of outlets; keyframes answer several at once.", |s| {
@@ -80,6 +90,14 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
             s.bytes
         }),
         ("lightpipe_encoder_errors_total", "Pictures that the encoder failed on.", |s| s.encoder_errors),
+    ];
+    for (family, help, field) in counters {
+        page.family(family, "counter", help);
+        for (name, codec, stats) in &encodings {
+            page.sample(family, &[("stream", name), ("codec", codec)], field(stats));
+        }
+    }
+    let counters: [(&str, &str, Field); 4] = [
         ("lightpipe_audio_packets_published_total", "Frames of sound given to outlets, 20 ms each.", |s| {
             s.audio.published
         }),
@@ -104,31 +122,31 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         "counter",
         "Pictures dropped by reason, before encoding; per-viewer drops are lightpipe_viewer_frames_dropped. Divide by lightpipe_frames_published_total.",
     );
-    for (name, stats, _) in &streams {
-        page.sample("lightpipe_frames_dropped_total", &[("stream", name), ("reason", "raw_queue")], stats.raw_dropped);
-        page.sample(
-            "lightpipe_frames_dropped_total",
-            &[("stream", name), ("reason", "encoder_skip")],
-            stats.encoder_skipped,
-        );
+    for (name, codec, stats) in &encodings {
+        for (reason, count) in [("raw_queue", stats.raw_dropped), ("encoder_skip", stats.encoder_skipped)] {
+            let labels = [("stream", name.as_str()), ("codec", codec), ("reason", reason)];
+            page.sample("lightpipe_frames_dropped_total", &labels, count);
+        }
     }
     page.family(
         "lightpipe_stage_seconds",
         "summary",
         "Time of one picture in a stage on our side, since the start of the process.",
     );
-    for (name, stats, _) in &streams {
+    for (name, codec, stats) in &encodings {
         for (stage, histogram) in [("capture", &stats.capture), ("queue", &stats.queue), ("encode", &stats.encode)] {
-            page.summary("lightpipe_stage_seconds", &[("stream", name), ("stage", stage)], histogram);
+            let labels = [("stream", name.as_str()), ("codec", codec), ("stage", stage)];
+            page.summary("lightpipe_stage_seconds", &labels, histogram);
         }
     }
 
     let peers = app.engine.peers();
-    let mut capture_to_sent: Vec<(String, Histogram)> = Vec::new();
+    let mut capture_to_sent: Vec<(&str, &str, Histogram)> = Vec::new();
     for peer in &peers {
-        match capture_to_sent.iter_mut().find(|(name, _)| *name == peer.stream) {
-            Some((_, merged)) => merged.merge(&peer.capture_to_sent),
-            None => capture_to_sent.push((peer.stream.clone(), peer.capture_to_sent.clone())),
+        let codec = peer.codec.map_or("none", VideoCodec::name);
+        match capture_to_sent.iter_mut().find(|(name, of, _)| *name == peer.stream && *of == codec) {
+            Some((.., merged)) => merged.merge(&peer.capture_to_sent),
+            None => capture_to_sent.push((&peer.stream, codec, peer.capture_to_sent.clone())),
         }
     }
     page.family(
@@ -136,8 +154,8 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         "summary",
         "Capture to the last packet handed to the kernel, over the present viewers.",
     );
-    for (name, histogram) in &capture_to_sent {
-        page.summary("lightpipe_capture_to_sent_seconds", &[("stream", name)], histogram);
+    for (name, codec, histogram) in &capture_to_sent {
+        page.summary("lightpipe_capture_to_sent_seconds", &[("stream", name), ("codec", codec)], histogram);
     }
     page.family(
         "lightpipe_viewer_frames_dropped",

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use lightpipe_media::{EventLog, Histogram, MediaClock, Stream, VideoCodec};
 use lightpipe_rtc::receiver::ReceiverCounters;
 use lightpipe_rtc::{
-    Candidate, Counters, Credentials, DisconnectCause, Identity, Offered, Peer, PeerConfig, PeerError, Publisher,
-    Tracks,
+    Candidate, Counters, Credentials, DisconnectCause, Identity, OfferError, Offered, Peer, PeerConfig, PeerError,
+    Publisher, Tracks,
 };
 use mio::{Poll, Waker};
 use tokio::sync::{oneshot, watch};
@@ -188,7 +188,8 @@ impl MediaEngine {
         &self.addresses
     }
 
-    /// Answers an offer for `stream`. Costs some milliseconds of the caller's thread, none of a media thread.
+    /// Answers an offer for `stream`: in its codec, or in that of an alternative where the offer has only that.
+    /// Costs some milliseconds of the caller's thread, none of a media thread.
     pub fn add_viewer(
         &self,
         stream: &Arc<Stream>,
@@ -199,10 +200,24 @@ impl MediaEngine {
             return Err(ViewerError::Busy);
         }
         let created = Instant::now();
-        let config = self.peer_config();
-        let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio: stream.has_audio() };
-        let (peer, answer) = Peer::answer(config, offer, tracks, created)?;
-        Ok(self.take_in(peer, answer, stream, transport, created))
+        let audio = stream.has_audio();
+        let video = stream.has_video().then(|| stream.codec());
+        let mut refused = match Peer::answer(self.peer_config(), offer, Tracks { video, audio }, created) {
+            Ok((peer, answer)) => return Ok(self.take_in(peer, answer, stream, transport, created)),
+            Err(refused) => refused,
+        };
+        for alternative in stream.alternatives() {
+            let PeerError::Offer(OfferError::NoCommonCodec { ours, .. }) = &mut refused else { break };
+            let tracks = Tracks { video: Some(alternative.codec()), audio };
+            match Peer::answer(self.peer_config(), offer, tracks, created) {
+                Ok((peer, answer)) => return Ok(self.take_in(peer, answer, &alternative, transport, created)),
+                Err(PeerError::Offer(OfferError::NoCommonCodec { ours: also, .. })) => {
+                    *ours = format!("{ours} or {also}");
+                }
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Err(refused.into())
     }
 
     /// Offers a stream to somebody else's server; [`Self::accept_answer`] comes next. The stream's encoder starts at once.
@@ -300,6 +315,7 @@ impl MediaEngine {
             PeerInfo {
                 id: id.to_owned(),
                 stream: stream.name().to_owned(),
+                codec: stream.has_video().then(|| stream.codec()),
                 transport,
                 created,
                 connected: false,

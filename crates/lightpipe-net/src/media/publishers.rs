@@ -80,10 +80,11 @@ impl Publishers {
     }
 
     /// What an answer brought: its stream learns what will come.
-    pub(crate) fn begin(&self, key: u64) {
+    pub(crate) fn begin(&self, key: u64, shared: &Shared) {
         if let Some(slot) = self.slots.get(&key) {
             let Offered { video, audio } = slot.new.publisher.offered();
             slot.new.stream.set_tracks(video, audio);
+            shared.table.update(key, |info| info.codec = video);
         }
     }
 
@@ -195,7 +196,8 @@ impl Slot {
                 self.new.stream.set_health(Health::Live);
                 let at = shared.clock.at(now);
                 shared.events.push(at, self.new.stream.name(), EventKind::FirstFrameIngested);
-                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive);
+                let codec = self.new.stream.has_video().then(|| self.new.stream.codec());
+                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive { codec });
             }
             match published {
                 Published::Picture(unit) => self.new.stream.publish(&unit),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use lightpipe_media::Histogram;
+use lightpipe_media::{Histogram, VideoCodec};
 use lightpipe_rtc::Counters;
 use lightpipe_rtc::receiver::ReceiverCounters;
 
@@ -53,6 +53,8 @@ pub struct PeerInfo {
     pub id: String,
     /// Stream that it watches or publishes.
     pub stream: String,
+    /// Coding of the pictures that it gets or sends; `None` where there is only sound.
+    pub codec: Option<VideoCodec>,
     /// How it signalled.
     pub transport: Transport,
     /// When its offer came.

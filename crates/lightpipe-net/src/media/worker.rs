@@ -66,7 +66,7 @@ pub(crate) struct Worker {
     peers: HashMap<u64, Slot>,
     publishers: Publishers,
     by_address: HashMap<SocketAddr, u64>,
-    fans: HashMap<String, Fan>,
+    fans: HashMap<FanKey, Fan>,
     timers: BinaryHeap<Reverse<(Instant, u64)>>,
     run: SendRun,
     stats_at: Instant,
@@ -82,6 +82,14 @@ struct Slot {
     send: Histogram,
     capture_to_sent: Histogram,
     connected_at: Option<MediaTime>,
+}
+
+/// A stream by its address: it has its name in common with its alternatives in other codings. A fan keeps its stream, so that no
+/// other one comes to lie there meanwhile.
+type FanKey = usize;
+
+fn fan_key(stream: &Arc<Stream>) -> FanKey {
+    Arc::as_ptr(stream).addr()
 }
 
 /// A stream on this thread, from the first offer for it on: its encoder starts while the viewer still shakes hands.
@@ -263,7 +271,7 @@ impl Worker {
     }
 
     fn fan_out(&mut self, stream: &Arc<Stream>, unit: &Arc<AccessUnit>) {
-        let Some(fan) = self.fans.get_mut(stream.name()) else { return };
+        let Some(fan) = self.fans.get_mut(&fan_key(stream)) else { return };
         fan.remember(unit);
         for key in fan.peers.clone() {
             let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(unit)));
@@ -271,7 +279,7 @@ impl Worker {
     }
 
     fn fan_out_audio(&mut self, stream: &Arc<Stream>, packet: &Arc<AudioPacket>) {
-        let Some(fan) = self.fans.get(stream.name()) else { return };
+        let Some(fan) = self.fans.get(&fan_key(stream)) else { return };
         for key in fan.peers.clone() {
             if self.peers.get(&key).is_some_and(|slot| slot.viewer.peer.tracks().audio) {
                 let _ = self.turn(key, |peer, now| peer.handle(now, Input::Audio(packet)));
@@ -309,7 +317,7 @@ impl Worker {
                 let result = self.publish(key, |publisher, now| publisher.accept_answer(&answer, now));
                 if let Some(result) = result {
                     if result.is_ok() {
-                        self.publishers.begin(key);
+                        self.publishers.begin(key, &self.shared);
                     }
                     let _ = reply.send(result);
                 }
@@ -534,7 +542,7 @@ impl Worker {
         info!(target: "events::peer_connected", peer = public_part(&id), stream = stream.name(), took_ms = took.as_millis() as u64);
         let at = self.shared.clock.at(Instant::now());
         self.shared.events.push(at, stream.name(), EventKind::PeerConnected { peer: id, took });
-        let Some(fan) = self.fans.get_mut(stream.name()) else { return };
+        let Some(fan) = self.fans.get_mut(&fan_key(&stream)) else { return };
         fan.peers.push(key);
         if fan.recent.is_empty() {
             fan.subscription.request_keyframe();
@@ -547,7 +555,7 @@ impl Worker {
 
     /// Counts one more member of a stream's fan, which begins with the first.
     fn join_fan(&mut self, stream: &Arc<Stream>) {
-        if let Some(fan) = self.fans.get_mut(stream.name()) {
+        if let Some(fan) = self.fans.get_mut(&fan_key(stream)) {
             fan.members += 1;
             return;
         }
@@ -567,18 +575,18 @@ impl Worker {
             outlet,
             fps: 0.0,
         };
-        self.fans.insert(stream.name().to_owned(), fan);
+        self.fans.insert(fan_key(stream), fan);
     }
 
     fn fan_of(&mut self, key: u64) -> Option<&mut Fan> {
-        let name = self.peers.get(&key)?.viewer.stream.name();
-        self.fans.get_mut(name)
+        let fan = fan_key(&self.peers.get(&key)?.viewer.stream);
+        self.fans.get_mut(&fan)
     }
 
     /// The stream hears of its best viewer on this thread; it takes the best of all threads itself.
     fn pass_on_estimates(&mut self, key: u64) {
-        let Some(name) = self.peers.get(&key).map(|s| s.viewer.stream.name()) else { return };
-        let Some(fan) = self.fans.get(name) else { return };
+        let Some(fan) = self.peers.get(&key).map(|s| fan_key(&s.viewer.stream)) else { return };
+        let Some(fan) = self.fans.get(&fan) else { return };
         let best = fan
             .peers
             .iter()
@@ -598,11 +606,12 @@ impl Worker {
             }
         }
         let name = viewer.stream.name();
-        if let Some(fan) = self.fans.get_mut(name) {
+        let key_of_fan = fan_key(&viewer.stream);
+        if let Some(fan) = self.fans.get_mut(&key_of_fan) {
             fan.peers.retain(|k| *k != key);
             fan.members -= 1;
             if fan.members == 0 {
-                self.fans.remove(name);
+                self.fans.remove(&key_of_fan);
             }
         }
         self.shared.table.remove(key, cause.as_str());
@@ -626,8 +635,8 @@ impl Worker {
         if counters.refused > 0 {
             warn!(thread = self.index, refused = counters.refused, "the kernel refused datagrams in the last second");
         }
-        let mut of_stream: HashMap<String, (StagePercentiles, Option<u64>, usize, f64)> = HashMap::new();
-        for (name, fan) in &mut self.fans {
+        let mut of_stream: HashMap<FanKey, (StagePercentiles, Option<u64>, usize, f64)> = HashMap::new();
+        for (fan_key, fan) in &mut self.fans {
             let stats = fan.stream.stats();
             fan.fps = (stats.published - fan.published.min(stats.published)) as f64 / STATS_INTERVAL.as_secs_f64();
             fan.published = stats.published;
@@ -637,8 +646,8 @@ impl Worker {
                 encode: Percentiles::from(&stats.encode),
                 send: Percentiles::default(),
             };
-            let viewers = self.shared.table.viewers_of(name);
-            of_stream.insert(name.clone(), (stages, stats.target_bitrate_bps, viewers, fan.fps));
+            let viewers = self.shared.table.viewers_of(fan.stream.name());
+            of_stream.insert(*fan_key, (stages, stats.target_bitrate_bps, viewers, fan.fps));
             let loss = fan.peers.iter().filter_map(|key| self.peers.get(key)?.viewer.peer.counters().audio_loss);
             fan.subscription.set_audio_loss(loss.fold(0.0, f32::max));
             if *fan.outlet.broken.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -646,6 +655,14 @@ impl Worker {
             }
         }
         self.publishers.report(&self.shared);
+        // A pipe that was expected to be raw brought encoded pictures: there are none in this coding after all.
+        let withdrawn = self.peers.iter().filter(|(_, slot)| slot.viewer.stream.is_withdrawn());
+        for key in withdrawn.map(|(key, _)| *key).collect::<Vec<_>>() {
+            let _ = self.turn(key, |peer, now| {
+                peer.close(now, DisconnectCause::StreamEnded);
+                Ok(())
+            });
+        }
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             let Some(slot) = self.peers.get(&key) else { continue };
             let counters: Counters = slot.viewer.peer.counters();
@@ -654,7 +671,9 @@ impl Worker {
                 info.send = slot.send.clone();
                 info.capture_to_sent = slot.capture_to_sent.clone();
             });
-            let Some((stages, target_bps, viewers, fps)) = of_stream.get(slot.viewer.stream.name()) else { continue };
+            let Some((stages, target_bps, viewers, fps)) = of_stream.get(&fan_key(&slot.viewer.stream)) else {
+                continue;
+            };
             let unix_ms = |at| self.shared.clock.unix_micros(at) as f64 / 1000.0;
             let audio = slot.viewer.peer.last_audio_capture().map(|(rtp, captured)| (rtp, unix_ms(captured)));
             let Some((rtp, captured)) = slot.viewer.peer.last_capture() else { continue };

@@ -216,6 +216,7 @@ pub(crate) struct Arrived {
 
 /// A synthetic encoder: sizes like those of a real one, bytes that are none.
 pub(crate) struct Encoder {
+    pub(crate) codec: VideoCodec,
     pub(crate) fps: u32,
     pub(crate) bitrate_bps: u64,
     /// Size of a keyframe; six ordinary pictures when not said.
@@ -261,6 +262,13 @@ impl Encoder {
             (ordinary * (0.7 + 0.6 * self.rng.f64())) as usize
         };
         let mut data = Vec::with_capacity(len + 64);
+        if self.codec == VideoCodec::Vp8 {
+            // 1280×720, and one byte that says no keyframe (RFC 6386 §9.1).
+            let head: &[u8] = if keyframe { &[0x10, 2, 0, 0x9d, 0x01, 0x2a, 0x00, 0x05, 0xd0, 0x02] } else { &[0x11] };
+            data.extend_from_slice(head);
+            data.extend((0..len).map(|_| self.rng.u8(..)));
+            return self.unit(now, clock, data, keyframe);
+        }
         if keyframe {
             // 1280×720.
             let sps = [0x67, 0x42, 0xc0, 0x1f, 0x8c, 0x8d, 0x40, 0x28, 0x02, 0xdd, 0x00, 0xf0, 0x88, 0x46, 0xa0];
@@ -281,9 +289,13 @@ impl Encoder {
             // Without zeros there is no start code inside.
             data.extend((0..(len / self.slices).max(8)).map(|_| self.rng.u8(1..)));
         }
+        self.unit(now, clock, data, keyframe)
+    }
+
+    fn unit(&self, now: Instant, clock: &MediaClock, data: Vec<u8>, keyframe: bool) -> Arc<AccessUnit> {
         let (captured, encoded) = (clock.at(now - self.takes), clock.at(now));
         let stages = Stages { received: captured, encode_started: captured, encoded };
-        Arc::new(AccessUnit::new(VideoCodec::H264, data, captured, keyframe, Size::new(1280, 720), stages))
+        Arc::new(AccessUnit::new(self.codec, data, captured, keyframe, Size::new(1280, 720), stages))
     }
 }
 
@@ -329,6 +341,7 @@ impl Lab {
             playout_delay_max: ms(500),
         };
         let encoder = Encoder {
+            codec: VideoCodec::H264,
             fps: 30,
             bitrate_bps: 2_500_000,
             idr_len: None,
@@ -362,6 +375,12 @@ impl Lab {
         self
     }
 
+    /// The stream, and with it the native viewers, are of this codec.
+    pub(crate) fn with_codec(mut self, codec: VideoCodec) -> Self {
+        self.encoder.codec = codec;
+        self
+    }
+
     pub(crate) fn with_fps(mut self, fps: u32) -> Self {
         self.encoder.fps = fps;
         self
@@ -370,9 +389,11 @@ impl Lab {
     /// A native viewer joins over these links; answers its index.
     pub(crate) fn join(&mut self, down: LinkConfig, up: LinkConfig) -> usize {
         let local = self.next_address();
-        let (receiver, offer) = Receiver::offer(&Identity::generate(), local, self.now).unwrap();
+        let codec = self.encoder.codec;
+        let (receiver, offer) = Receiver::offer_of(codec, &Identity::generate(), local, self.now).unwrap();
         let mut viewer = Viewer::Native(Box::new(receiver));
-        let (peer, answer) = Peer::answer(self.config.clone(), &offer, Tracks::VIDEO, self.now).unwrap();
+        let tracks = Tracks { video: Some(codec), audio: false };
+        let (peer, answer) = Peer::answer(self.config.clone(), &offer, tracks, self.now).unwrap();
         viewer.native().accept_answer(&answer).unwrap();
         self.add(peer, viewer, local, answer, down, up)
     }

@@ -1,5 +1,6 @@
 //! Packets get lost; pictures do not.
 
+use lightpipe_media::VideoCodec;
 use lightpipe_testkit::netlab::{GilbertElliott, LinkConfig};
 
 use crate::lab::{Lab, Pair, ms, secs};
@@ -17,9 +18,11 @@ fn percentile(pair: &Pair, share: f64) -> std::time::Duration {
 
 #[test]
 fn viewer_survives_two_percent_loss() {
-    for (seed, estimate) in [(7, false), (8, true), (9, false), (10, true)] {
+    use VideoCodec::{H264, Vp8};
+    let runs = [(7, false, H264), (8, true, H264), (9, false, H264), (10, true, H264), (7, false, Vp8), (8, true, Vp8)];
+    for (seed, estimate, codec) in runs {
         let link = LinkConfig::default().with_delay_millis(20);
-        let mut lab = Lab::seeded(seed);
+        let mut lab = Lab::seeded(seed).with_codec(codec);
         lab.config.estimate_bandwidth = estimate;
         let viewer = lab.join(link.clone(), link.clone());
         lab.connect_quietly();
@@ -30,7 +33,7 @@ fn viewer_survives_two_percent_loss() {
         let pair = &mut lab.pairs[viewer];
         let (share, requests) = (complete(pair), pair.viewer.native().counters().keyframe_requests);
         println!(
-            "2 % loss, 40 ms, 60 s, estimation {estimate}: {:.2} % of {} pictures, {requests} keyframe requests, {} packets lost for good, age p50 {:?} p95 {:?} p99 {:?}",
+            "2 % loss, 40 ms, 60 s, {codec:?}, estimation {estimate}: {:.2} % of {} pictures, {requests} keyframe requests, {} packets lost for good, age p50 {:?} p95 {:?} p99 {:?}",
             share * 100.0,
             pair.peer.counters().sent_frames,
             pair.viewer.native().counters().lost_packets,
@@ -91,15 +94,42 @@ fn bursts_of_loss_and_reordering_end_and_the_picture_goes_on() {
         .with_bursts(bursts)
         .with_reorder(0.02, ms(6))
         .with_duplicate(0.01);
-    let mut lab = Lab::seeded(11);
-    let viewer = lab.join(down, LinkConfig::default().with_delay_millis(15));
-    lab.connect();
-    lab.run_for(secs(20));
-    let pair = &lab.pairs[viewer];
-    println!("bursts: {:.2} % complete, {:?}", complete(pair) * 100.0, pair.down.counters());
-    assert!(complete(pair) > 0.98);
-    let stalls = pair.pictures.windows(2).filter(|w| w[1].completed - w[0].completed > ms(500)).count();
-    assert_eq!(stalls, 0, "stalls of more than half a second");
+    for codec in [VideoCodec::H264, VideoCodec::Vp8] {
+        let mut lab = Lab::seeded(11).with_codec(codec);
+        let viewer = lab.join(down.clone(), LinkConfig::default().with_delay_millis(15));
+        lab.connect();
+        lab.run_for(secs(20));
+        let pair = &lab.pairs[viewer];
+        println!("bursts, {codec:?}: {:.2} % complete, {:?}", complete(pair) * 100.0, pair.down.counters());
+        assert!(complete(pair) > 0.98);
+        let stalls = pair.pictures.windows(2).filter(|w| w[1].completed - w[0].completed > ms(500)).count();
+        assert_eq!(stalls, 0, "stalls of more than half a second");
+    }
+}
+
+/// What retransmission cannot repair any more, a keyframe does, and what came meanwhile is not shown.
+#[test]
+fn an_outage_ends_with_a_keyframe_that_the_viewer_asked_for() {
+    for codec in [VideoCodec::H264, VideoCodec::Vp8] {
+        let link = LinkConfig::default().with_delay_millis(20);
+        let mut lab = Lab::seeded(3).with_codec(codec);
+        let viewer = lab.join(link.clone(), link);
+        lab.connect();
+        lab.run_for(secs(2));
+        lab.pairs[viewer].swallow = Some(|_, _| true);
+        lab.run_for(secs(5));
+        let before = lab.pairs[viewer].pictures.len();
+        lab.pairs[viewer].swallow = None;
+        let at = lab.now;
+        lab.run_for(secs(2));
+        let pair = &mut lab.pairs[viewer];
+        let first = pair.pictures[before];
+        assert!(first.keyframe, "{codec:?}");
+        assert!(first.completed - at < secs(1), "{codec:?}: {:?}", first.completed - at);
+        assert!(pair.pictures.len() - before > 30, "{codec:?}: {} pictures", pair.pictures.len() - before);
+        assert_eq!(pair.peer.counters().keyframe_requests, pair.viewer.native().counters().keyframe_requests);
+        assert!((1..=3).contains(&pair.peer.counters().keyframe_requests), "{codec:?}: {:?}", pair.peer.counters());
+    }
 }
 
 #[test]

@@ -17,10 +17,20 @@ pub(crate) async fn chromium() -> Browser {
 }
 
 pub(crate) async fn firefox() -> Browser {
+    firefox_with(true).await
+}
+
+/// As one without the OpenH264 plugin: it decodes VP8 only.
+#[cfg(feature = "vpx")]
+pub(crate) async fn firefox_without_h264() -> Browser {
+    firefox_with(false).await
+}
+
+async fn firefox_with(h264: bool) -> Browser {
     // A server on 127.0.0.1 is a lab's need. Firefox checks loopback addresses only when told to, and pairs its own
     // address with one only when the server's check comes first, for which the server must know that address.
     let options = Options::default()
-        .with_firefox_system_h264(true)
+        .with_firefox_system_h264(h264)
         .with_firefox_pref("media.peerconnection.ice.loopback", "true")
         .with_firefox_pref("media.peerconnection.ice.obfuscate_host_addresses", "false")
         .with_command_timeout(Duration::from_secs(120));
