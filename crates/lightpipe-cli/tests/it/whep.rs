@@ -48,35 +48,38 @@ async fn a_session_trickles_refuses_what_is_stale_and_ends_once() {
     server.wait_peers(0, PATIENCE);
 }
 
-/// Reads server-sent events as they come.
-fn events_of(
-    server: &Server,
-    path: &str,
-) -> (BufReader<TcpStream>, impl FnMut(&mut BufReader<TcpStream>) -> Option<(String, String)> + use<>) {
-    let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n").unwrap();
-    let mut reader = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+/// Server-sent events as they come.
+struct Events(BufReader<TcpStream>);
+
+impl Events {
+    fn open(server: &Server, path: &str) -> Self {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n").unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"), "{head}");
+        Self(reader)
     }
-    assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"), "{head}");
-    let next = |reader: &mut BufReader<TcpStream>| {
+
+    /// Name and data of the next one; none at the end.
+    fn next(&mut self) -> Option<(String, String)> {
         let mut event = String::new();
         loop {
             let mut line = String::new();
-            if reader.read_line(&mut line).ok()? == 0 {
+            if self.0.read_line(&mut line).ok()? == 0 {
                 return None;
             }
             if let Some(name) = line.strip_prefix("event: ") {
-                event = name.trim().to_owned();
+                name.trim().clone_into(&mut event);
             } else if let Some(data) = line.strip_prefix("data: ") {
                 return Some((event, data.trim().to_owned()));
             }
         }
-    };
-    (reader, next)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,10 +94,10 @@ async fn a_session_tells_of_its_stream_by_server_sent_events() {
 
     let made = post("/events", r#"["active","layers","viewercount","reconnect","scte35"]"#);
     assert_eq!(made.status, 201, "{made:?}");
-    let (mut reader, mut next) = events_of(&server, made.header("location"));
+    let mut events = Events::open(&server, made.header("location"));
     let mut told = std::collections::BTreeMap::new();
     while told.len() < 3 {
-        let (event, data) = next(&mut reader).unwrap();
+        let (event, data) = events.next().unwrap();
         told.insert(event, serde_json::from_str::<serde_json::Value>(&data).unwrap());
     }
     assert_eq!(told["active"], serde_json::json!({}));
@@ -122,7 +125,7 @@ async fn a_session_tells_of_its_stream_by_server_sent_events() {
     }
     // The server ends: players are told to come back.
     server.signal(rustix::process::Signal::TERM);
-    let last = std::iter::from_fn(|| next(&mut reader)).last().unwrap();
+    let last = std::iter::from_fn(|| events.next()).last().unwrap();
     assert_eq!(last, ("reconnect".into(), "{}".into()));
     server.wait_exit(PATIENCE);
 }
@@ -149,7 +152,7 @@ async fn an_offer_that_cannot_be_used_is_countered_for_those_who_read_sdp() {
     let out = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let pictures = out.stdout.len() / (320 * 180 * 3 / 2);
-    assert!(pictures > 15 && out.stdout.len() % (320 * 180 * 3 / 2) == 0, "{pictures}");
+    assert!(pictures > 15 && out.stdout.len().is_multiple_of(320 * 180 * 3 / 2), "{pictures}");
     let methods: Vec<String> = between.asked().into_iter().map(|asked| asked.method).collect();
     assert_eq!(methods, ["POST", "PATCH", "DELETE"]);
     server.wait_peers(0, PATIENCE);
