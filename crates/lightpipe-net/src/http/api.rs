@@ -23,11 +23,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
         .iter()
         .map(|entry| {
             let stats = entry.stream.stats();
-            let (health, reason) = match entry.stream.health() {
-                Health::Live => ("live", None),
-                Health::Failed(reason) => ("failed", Some(reason)),
-                _ => ("starting", None),
-            };
+            let (health, reason) = told(entry.stream.health());
+            let (audio_health, audio_reason) = told(entry.stream.audio_health());
             let rate = entry.stream.rates(now);
             json!({
                 "name": entry.stream.name(),
@@ -48,6 +45,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "encoder_errors": stats.encoder_errors,
                 "audio": entry.stream.has_audio().then(|| json!({
                     "codec": "opus",
+                    "health": audio_health,
+                    "reason": audio_reason,
                     "published": stats.audio.published,
                     "bytes": stats.audio.bytes,
                     "level_dbfs": stats.audio.level.filter(|level| *level > 0.0).map(|level| 20.0 * level.log10()),
@@ -65,6 +64,15 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
         })
         .collect();
     Json(json!({ "streams": streams }))
+}
+
+/// A state in the API's words, and why it is so.
+fn told(health: Health) -> (&'static str, Option<String>) {
+    match health {
+        Health::Live => ("live", None),
+        Health::Failed(reason) => ("failed", Some(reason)),
+        _ => ("starting", None),
+    }
 }
 
 pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
@@ -135,8 +143,8 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 "event": event.kind.name(),
             });
             let detail = match &event.kind {
-                EventKind::FfmpegSpawned { pid } => json!({ "pid": pid }),
-                EventKind::FfmpegExited { reason, retry_in } => {
+                EventKind::FfmpegSpawned { pid } | EventKind::AudioSpawned { pid } => json!({ "pid": pid }),
+                EventKind::FfmpegExited { reason, retry_in } | EventKind::AudioExited { reason, retry_in } => {
                     json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) })
                 }
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),

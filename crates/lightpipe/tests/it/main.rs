@@ -1,6 +1,7 @@
 //! The facade as an embedder sees it: pictures pushed here come out of a native viewer, over real HTTP, ICE, DTLS and SRTP.
 
 mod readme;
+mod sound;
 mod viewer;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
