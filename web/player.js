@@ -460,13 +460,14 @@ export class LightpipePlayer extends Base {
     if (this.#session !== session) return;
     const now = performance.now();
 
-    if (session.framesAdvanced && (this.#state.state !== 'playing') && session.stream.getVideoTracks().length) this.#picture();
+    if (session.framesAdvanced && (this.#state.state !== 'playing') && session.stream.getTracks().length) this.#picture();
     if (session.firstFrameAt !== null && now - session.firstFrameAt > STABLE_MS) this.#backoff.reset();
 
     if (!document.hidden && session.connectedAt !== null) {
       const silentMs = session.silentMs(now);
       // A source that has nothing new (a desktop nobody touches) is no fault, and asking anew would not help.
-      const idle = session.firstFrameAt !== null && session.meter.server?.fps === 0;
+      // Neither is a microphone that is silent or not plugged in: it will be heard on this very connection.
+      const idle = session.soundAlone || (session.firstFrameAt !== null && session.meter.server?.fps === 0);
       if (silentMs > NO_FRAMES_MS && !idle) {
         const text = session.firstFrameAt === null
           ? 'The connection stands, but no picture arrived.'
@@ -475,7 +476,8 @@ export class LightpipePlayer extends Base {
         return;
       }
       if (silentMs > STALLED_AFTER_MS && this.#state.state === 'playing') {
-        if (idle) this.#setState('stalled', 'source_idle', 'The source has no new picture at the moment.');
+        const missing = session.soundAlone ? 'gives no sound' : 'has no new picture';
+        if (idle) this.#setState('stalled', 'source_idle', `The source ${missing} at the moment.`);
         else this.#setState('stalled', 'no_frames', 'The picture is standing still.');
       }
     }
@@ -701,6 +703,8 @@ class Session {
   /** @type {number|null} */ firstFrameAt = null;
   hasAudio = false;
   framesAdvanced = false;
+  /** The stream has no pictures; its sound is what is waited for. */
+  soundAlone = false;
 
   #on;
   #closed = false;
@@ -800,7 +804,7 @@ class Session {
   /** @returns {Promise<PlayerStats>} */
   async readStats() {
     const reader = this.#reader;
-    const stats = reader ? await reader.read() : emptyStats('connecting');
+    const stats = reader ? await reader.read(this.soundAlone) : emptyStats('connecting');
     this.framesAdvanced = reader?.framesAdvanced ?? false;
     // Counting decoded frames too keeps players alive whose callback is throttled or missing.
     if (this.framesAdvanced && !this.#closed) this.sawFrame(performance.now());
@@ -852,6 +856,7 @@ class Session {
     if (iceServers.length) useIceServers(pc, iceServers);
     await pc.setLocalDescription(offer);
     await pc.setRemoteDescription({ type: 'answer', sdp: withSoundApart(answer) });
+    this.soundAlone = video.currentDirection !== 'recvonly' && audio.currentDirection === 'recvonly';
     this.#after(CONNECT_TIMEOUT_MS, () => {
       if (this.connectedAt === null) this.#fail(iceFailure());
     });
@@ -1400,13 +1405,14 @@ class StatsReader {
   framesAdvanced = false;
   #pc;
   /** @type {any} */ #before = null;
+  #heard = 0;
   /** @type {{lost: number, received: number}[]} */ #losses = [];
 
   /** @param {RTCPeerConnection} pc */
   constructor(pc) { this.#pc = pc; }
 
-  /** @returns {Promise<PlayerStats>} */
-  async read() {
+  /** @param {boolean} soundAlone  What counts as a frame is sound then. @returns {Promise<PlayerStats>} */
+  async read(soundAlone) {
     const stats = emptyStats('connecting');
     let report;
     try {
@@ -1416,16 +1422,24 @@ class StatsReader {
       return stats;
     }
     /** @type {any} */ let video = null;
+    /** @type {any} */ let audio = null;
     /** @type {any} */ let transport = null;
     /** @type {any} */ let pair = null;
     report.forEach((/** @type {any} */ entry) => {
       if (entry.type === 'inbound-rtp' && (entry.kind ?? entry.mediaType) === 'video') video = entry;
+      else if (entry.type === 'inbound-rtp') audio = entry;
       else if (entry.type === 'transport') transport = entry;
       else if (entry.type === 'candidate-pair' && (entry.selected || (entry.nominated && entry.state === 'succeeded'))) pair ??= entry;
     });
     pair = (transport?.selectedCandidatePairId && report.get(transport.selectedCandidatePairId)) || pair;
     this.#pairStats(stats, report, pair);
-    if (video) this.#videoStats(stats, report, video);
+    if (soundAlone) {
+      const heard = finite(audio?.packetsReceived) ?? 0;
+      this.framesAdvanced = heard > this.#heard;
+      this.#heard = heard;
+    } else if (video) {
+      this.#videoStats(stats, report, video);
+    }
     return stats;
   }
 

@@ -15,7 +15,9 @@ pub(crate) fn run(flags: &DevicesFlags) -> anyhow::Result<ExitCode> {
             found.iter().map(|d| serde_json::json!({ "kind": kind(d.kind), "id": d.id, "name": d.name })).collect();
         output::line(serde_json::to_string_pretty(&serde_json::json!({ "devices": list }))?);
     } else if found.is_empty() {
-        output::note("No camera and no screen found. A camera needs /dev/video*, a screen needs DISPLAY.");
+        output::note(
+            "No camera, screen or audio device found. A camera needs /dev/video*, a screen DISPLAY, sound a PulseAudio or PipeWire server.",
+        );
     } else {
         let rows: Vec<Vec<String>> = found.into_iter().map(|d| vec![kind(d.kind), d.id, d.name]).collect();
         output::table(&["kind", "id", "name"], &rows);

@@ -253,6 +253,7 @@ mod tests {
         check_file("[server]\nport = 70000\n", "line 2");
         check_file("video = 3\n", "video must be a section");
         check_file("[video\n", "line 1");
+        check_file("[sources]\na = 3\n", "a source, or a list of one source of pictures and one of sound");
         check_file("[video]\ncontent = \"film\"\n", "camera");
     }
 
@@ -260,8 +261,11 @@ mod tests {
     fn file_environment_and_flags_override_in_this_order() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("x.toml");
-        std::fs::write(&path, "[video]\nfps = 24\nwidth = 640\nbitrate_kbps = 900\n[sources]\na = \"cube\"\n")
-            .expect("writes");
+        std::fs::write(
+            &path,
+            "[video]\nfps = 24\nwidth = 640\nbitrate_kbps = 900\n[sources]\na = \"cube\"\nb = [\"camera\", \"mic\"]\n",
+        )
+        .expect("writes");
         let flags = ServeFlags { config: Some(path), fps: Some(60.0), ..ServeFlags::default() };
         let variables = [
             ("LIGHTPIPE_VIDEO_BITRATE_KBPS", "1200"),
@@ -276,7 +280,8 @@ mod tests {
         assert_eq!(config.video.width, 640, "a flag that is absent does not overwrite the file");
         assert_eq!(config.video.height, 720, "default");
         assert_eq!((config.server.port, config.server.advertise.len()), (9000, 2));
-        assert_eq!(config.sources["a"], "cube");
+        assert_eq!(config.sources["a"].iter().collect::<Vec<_>>(), ["cube"]);
+        assert_eq!(config.sources["b"].iter().collect::<Vec<_>>(), ["camera", "mic"]);
     }
 
     #[track_caller]

@@ -28,6 +28,20 @@ pub enum EventKind {
         /// Pause before the next start.
         retry_in: Option<Duration>,
     },
+    /// A child that gives the sound of a stream runs.
+    AudioSpawned {
+        /// Process id.
+        pid: u32,
+    },
+    /// The first sound of a (re)started source arrived.
+    FirstAudioIngested,
+    /// A source of sound ended or failed; it is tried again after `retry_in`, or stays down without one.
+    AudioExited {
+        /// Why, and what helps.
+        reason: String,
+        /// Pause before the next start.
+        retry_in: Option<Duration>,
+    },
     /// A source failed otherwise.
     SourceFailed {
         /// Why, and what helps.
@@ -80,6 +94,9 @@ impl EventKind {
             Self::FfmpegSpawned { .. } => "ffmpeg_spawned",
             Self::FirstFrameIngested => "first_frame_ingested",
             Self::FfmpegExited { .. } => "ffmpeg_exited",
+            Self::AudioSpawned { .. } => "audio_spawned",
+            Self::FirstAudioIngested => "first_audio_ingested",
+            Self::AudioExited { .. } => "audio_exited",
             Self::SourceFailed { .. } => "source_failed",
             Self::TrackActive { .. } => "track_active",
             Self::TrackIdle { .. } => "track_idle",

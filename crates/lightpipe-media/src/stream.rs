@@ -157,6 +157,8 @@ struct State {
     last_keyframe: Option<MediaTime>,
     closed: bool,
     health: Health,
+    /// None: as well as the pictures, with which it comes.
+    audio_health: Option<Health>,
     capture_delay: Duration,
     stats: StreamStats,
     /// When the last pictures were published, and their bytes.
@@ -173,6 +175,7 @@ impl State {
             last_keyframe: None,
             closed: false,
             health: Health::default(),
+            audio_health: None,
             capture_delay: Duration::ZERO,
             stats: StreamStats::default(),
             recent: VecDeque::new(),
@@ -358,9 +361,19 @@ impl Stream {
         }
     }
 
+    /// Producer side: the input turned out to have no sound. Who was promised some hears nothing.
+    pub fn remove_audio(&self) {
+        self.has_audio.store(false, Relaxed);
+    }
+
     /// Producer side: there are no pictures, only sound.
     pub fn without_video(&self) {
         self.no_video.store(true, Relaxed);
+    }
+
+    /// Producer side: pictures join what was sound alone. Who came before does not see them.
+    pub fn add_video(&self) {
+        self.no_video.store(false, Relaxed);
     }
 
     /// Whether there are pictures; ordinarily there are.
@@ -462,9 +475,24 @@ impl Stream {
         Rates { fps: (state.recent.len() - 1) as f64 / seconds, bitrate_bps: (bytes as f64 * 8.0 / seconds) as u64 }
     }
 
-    /// State of the source.
+    /// State of the source of pictures; of the sound where there is nothing else.
     pub fn health(&self) -> Health {
-        self.lock().health.clone()
+        let state = self.lock();
+        match &state.audio_health {
+            Some(health) if !self.has_video() => health.clone(),
+            _ => state.health.clone(),
+        }
+    }
+
+    /// State of the source of sound.
+    pub fn audio_health(&self) -> Health {
+        let state = self.lock();
+        state.audio_health.as_ref().unwrap_or(&state.health).clone()
+    }
+
+    /// Source side: sets the state of the sound. Pictures are as well as they were.
+    pub fn set_audio_health(&self, health: Health) {
+        self.lock().audio_health = Some(health);
     }
 
     /// Source side: sets the state that people see.
@@ -611,6 +639,19 @@ mod tests {
         assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000));
         drop(slow);
         assert!(!stream.demand(at(3)).wanted);
+    }
+
+    #[test]
+    fn sound_that_fails_is_the_streams_failure_only_where_there_is_nothing_else() {
+        let failed = || Health::Failed("no such device".into());
+        let stream = Stream::new("s", VideoCodec::H264);
+        stream.set_health(Health::Live);
+        stream.set_audio_health(failed());
+        assert_eq!((stream.health(), stream.audio_health()), (Health::Live, failed()));
+        stream.without_video();
+        assert_eq!(stream.health(), failed());
+        stream.add_video();
+        assert_eq!(stream.health(), Health::Live);
     }
 
     #[test]

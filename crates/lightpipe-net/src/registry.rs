@@ -40,6 +40,13 @@ impl Streams {
         Ok(())
     }
 
+    /// Says of a stream's origin what is known by now.
+    pub fn set_source(&self, name: &str, source: impl Into<String>) {
+        if let Some(entry) = self.lock().iter_mut().find(|e| e.stream.name() == name) {
+            entry.source = source.into();
+        }
+    }
+
     /// Takes a stream off the list.
     pub fn remove(&self, name: &str) {
         self.lock().retain(|e| e.stream.name() != name);

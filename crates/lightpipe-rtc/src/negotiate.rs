@@ -355,6 +355,18 @@ pub(crate) fn with_credentials(offer: &str, ufrag: &str, pwd: &str) -> String {
         .collect()
 }
 
+/// An answer that promises no pictures where there is only sound: the page need not wait for any.
+pub(crate) fn without_pictures(answer: &str) -> String {
+    let mut in_video = false;
+    let line = |line: &str| {
+        if line.starts_with("m=") {
+            in_video = line.starts_with("m=video");
+        }
+        if in_video && line.trim_end() == "a=sendonly" { "a=inactive\r\n".to_owned() } else { line.to_owned() }
+    };
+    answer.split_inclusive('\n').map(line).collect()
+}
+
 /// Puts all tracks of an answer into one media stream (RFC 8830), which is what tells a receiver to play them in sync. The engine
 /// makes one of each.
 pub(crate) fn in_one_stream(answer: &str) -> String {
@@ -389,6 +401,14 @@ mod tests {
     #[track_caller]
     fn check(text: &str, expected: Result<Candidate, CandidateError>) {
         assert_eq!(Candidate::parse(text), expected, "{text:?}");
+    }
+
+    #[test]
+    fn sound_alone_promises_no_pictures() {
+        assert_eq!(
+            without_pictures("v=0\r\nm=video 9 x 96\r\na=sendonly\r\nm=audio 9 x 111\r\na=sendonly\r\n"),
+            "v=0\r\nm=video 9 x 96\r\na=inactive\r\nm=audio 9 x 111\r\na=sendonly\r\n"
+        );
     }
 
     #[test]

@@ -419,7 +419,8 @@ impl Peer {
         }
         offer.clone_into(&mut peer.offer);
         peer.candidates = offer.matches("a=candidate:").count();
-        Ok((peer, negotiate::in_one_stream(&answer)))
+        let answer = peer.told(&answer);
+        Ok((peer, answer))
     }
 
     /// Offers what a stream has: the sending end of WHIP. [`Self::accept_answer`] comes next; until then the session waits, for as
@@ -529,7 +530,13 @@ impl Peer {
         let answer = self.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
         offer.clone_into(&mut self.offer);
         self.candidates = offer.matches("a=candidate:").count();
-        Ok(negotiate::in_one_stream(&answer.to_sdp_string()))
+        Ok(self.told(&answer.to_sdp_string()))
+    }
+
+    /// The engine's answer as the viewer gets it.
+    fn told(&self, answer: &str) -> String {
+        let answer = negotiate::in_one_stream(answer);
+        if self.tracks.video.is_some() { answer } else { negotiate::without_pictures(&answer) }
     }
 
     /// Restarts ICE with the peer's new credentials (RFC 8445 §9); the answer's are [`Self::local_credentials`] afterwards.

@@ -1,8 +1,7 @@
-//! What can be captured here: cameras, screens.
+//! What can be captured here: cameras, screens, audio inputs, monitors of outputs.
 //!
-//! Linux answers from `/sys`, `/dev` and `/tmp/.X11-unix`; Windows and macOS know their devices only through
-//! FFmpeg's `-list_devices`, whose text is parsed. Microphones are not listed on Linux: they are PulseAudio's,
-//! not FFmpeg's.
+//! Linux answers from `/sys`, `/dev` and `/tmp/.X11-unix`; Windows and macOS know cameras and screens only through
+//! FFmpeg's `-list_devices`, whose text is parsed. Sound is asked of the system that `mic` listens to.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -24,6 +23,8 @@ pub enum DeviceKind {
     Screen,
     /// An audio input: `mic:ID`.
     Microphone,
+    /// What an audio output plays: `mic:ID`.
+    Monitor,
 }
 
 /// Something that a source can be made of.
@@ -44,7 +45,7 @@ pub fn list(ffmpeg: &OsStr) -> Vec<Device> {
         command.arg("-hide_banner").args(args);
         crate::child::stderr_of(command, LIST_TIMEOUT).unwrap_or_default()
     };
-    match Platform::here() {
+    let devices: Vec<Device> = match Platform::here() {
         Platform::Windows => {
             let text = ask(&["-list_devices", "true", "-f", "dshow", "-i", "dummy"]);
             let screen = device(DeviceKind::Screen, "desktop", "the whole desktop");
@@ -57,7 +58,14 @@ pub fn list(ffmpeg: &OsStr) -> Vec<Device> {
             let cameras = v4l2_cameras(Path::new("/dev"), Path::new("/sys/class/video4linux"));
             screens.into_iter().chain(cameras).collect()
         }
-    }
+    };
+    #[cfg(feature = "mic")]
+    let devices = {
+        // FFmpeg's names of audio inputs are not those that `mic` knows.
+        let seen = devices.into_iter().filter(|device| device.kind != DeviceKind::Microphone);
+        seen.chain(crate::mic::list()).collect()
+    };
+    devices
 }
 
 fn device(kind: DeviceKind, id: impl Into<String>, name: impl Into<String>) -> Device {

@@ -43,7 +43,7 @@ pub fn start(config: Config, sink: VideoSink) -> Result<Box<dyn SourceHandle>, S
     let line = config.command;
     let plan = Plan {
         name: shown(&line),
-        command: Box::new(move || {
+        command: Box::new(move |_| {
             let mut command = Command::new(shell);
             command.args([flag, &line]);
             command
@@ -53,6 +53,8 @@ pub fn start(config: Config, sink: VideoSink) -> Result<Box<dyn SourceHandle>, S
         format: config.format,
         watchdog: config.watchdog,
         capture_delay: std::time::Duration::ZERO,
+        may_be_absent: false,
+        timeline: None,
     };
     supervisor::start(plan, sink)
 }

@@ -1,7 +1,7 @@
-//! Where pictures and sound come from: cube, pattern, FFmpeg, desktop, camera, pipes.
+//! Where pictures and sound come from: cube, pattern, FFmpeg, desktop, camera, microphone, pipes.
 //!
-//! Every source ends in a [`VideoSink`]: raw pictures go into the encoder's [`FrameQueue`], encoded ones
-//! straight to the [`Stream`]. A source owns its threads and its child, and both end when its
+//! Every source ends in a [`VideoSink`] or an [`AudioSink`]: raw pictures go into the encoder's [`FrameQueue`], encoded ones
+//! straight to the [`Stream`], sound into the [`AudioQueue`]. A source owns its threads and its child, and both end when its
 //! [`SourceHandle`] is dropped.
 
 pub mod beep;
@@ -12,12 +12,15 @@ pub mod devices;
 mod encoded;
 pub mod exec;
 pub mod ffmpeg;
+#[cfg(feature = "mic")]
+pub mod mic;
 pub mod pattern;
 pub mod pipe;
 pub mod stderr_ring;
 pub mod stdin;
 pub mod supervisor;
 pub mod ticker;
+pub mod timeline;
 #[cfg(target_os = "linux")]
 pub mod x11;
 
@@ -48,6 +51,8 @@ pub struct AudioSink {
     pub blocks: Arc<AudioQueue>,
     /// The process's media clock.
     pub clock: MediaClock,
+    /// Lifecycle events.
+    pub events: EventLog,
 }
 
 /// A running source. Dropping it stops the source, ends its child and waits for its threads.

@@ -1,8 +1,10 @@
-//! From the bytes of a pipe to pictures in a [`VideoSink`].
+//! From the bytes of a pipe to pictures in a [`VideoSink`] or sound in an [`AudioSink`].
 //!
 //! ```text
 //!             ┌─ raw:     straight into pooled buffers ─────────────▶ FrameQueue
-//!   pipe ─────┼─ NUT:     Demuxer ──▶ Normalizer, TimeAnchor ───────▶ Stream
+//!             ├─ NUT:     Demuxer ──▶ Normalizer, TimeAnchor ───────▶ Stream
+//!   pipe ─────┤             ├───────▶ TimeAnchor ───────────────────▶ AudioQueue
+//!             │             └───────▶ Playhead, when it is due ─────▶ any of the three
 //!             └─ Annex-B: reader thread ──chunks──▶ annexb::Reader ─▶ Stream
 //! ```
 //!
@@ -18,12 +20,17 @@ use std::time::{Duration, Instant};
 
 use lightpipe_media::access_unit::{AccessUnit, Stages, VideoCodec};
 use lightpipe_media::frame::FrameError;
-use lightpipe_media::nut::{self, NutError, StreamKind};
+use lightpipe_media::nut::{self, NutError, StreamHeader, StreamKind};
 use lightpipe_media::stream::Health;
-use lightpipe_media::{EventKind, FramePool, MediaTime, PixelFormat, Size, VideoFrame, annexb};
+use lightpipe_media::{
+    AudioBlock, AudioQueue, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, PixelFormat, Size,
+    Stream, VideoFrame, annexb,
+};
 
-use crate::VideoSink;
 use crate::encoded::{Normalizer, Refused, TimeAnchor};
+use crate::ticker::sleep_until;
+use crate::timeline::{Playhead, Timeline, Turn};
+use crate::{AudioSink, VideoSink};
 
 /// Bytes asked of a pipe at once when it carries encoded pictures.
 const CHUNK: usize = 64 * 1024;
@@ -52,6 +59,10 @@ pub enum PipeFormat {
     AnnexB,
     /// NUT or Annex-B where the first bytes say so, else raw pictures of this format.
     Detect(RawFormat),
+    /// Raw pictures in NUT: every picture with its time.
+    RawInNut(RawFormat),
+    /// Sound as 16-bit samples, little endian, in NUT.
+    SoundInNut,
 }
 
 /// Why the bytes of a pipe could not be used. The supervisor puts the program's name in front.
@@ -79,6 +90,14 @@ pub enum PipeError {
         /// Codings of its streams.
         found: String,
     },
+    /// NUT of something else.
+    #[error("wrote NUT without {wanted} (it has {found})")]
+    OtherNut {
+        /// What should be in it.
+        wanted: &'static str,
+        /// Codings of its streams.
+        found: String,
+    },
     /// Raw pictures cut off.
     #[error("ended inside a picture, after {got} of {needed} bytes; is the picture size {size} right?")]
     CutPicture {
@@ -94,12 +113,74 @@ pub enum PipeError {
     Geometry(#[from] FrameError),
 }
 
+/// Where the medium of a child goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) clock: MediaClock,
+    events: EventLog,
+    queue: RawQueue,
+}
+
+#[derive(Debug, Clone)]
+enum RawQueue {
+    Pictures(Arc<FrameQueue>),
+    Sound(Arc<AudioQueue>),
+}
+
+impl From<VideoSink> for Target {
+    fn from(sink: VideoSink) -> Self {
+        let VideoSink { stream, frames, clock, events } = sink;
+        Self { stream, clock, events, queue: RawQueue::Pictures(frames) }
+    }
+}
+
+impl From<AudioSink> for Target {
+    fn from(sink: AudioSink) -> Self {
+        let AudioSink { stream, blocks, clock, events } = sink;
+        Self { stream, clock, events, queue: RawQueue::Sound(blocks) }
+    }
+}
+
+impl Target {
+    /// What messages call one of the things that should come.
+    pub(crate) const fn noun(&self) -> &'static str {
+        match self.queue {
+            RawQueue::Pictures(_) => "picture",
+            RawQueue::Sound(_) => "sound",
+        }
+    }
+
+    /// Sets the state that people see.
+    pub(crate) fn set_health(&self, health: Health) {
+        match self.queue {
+            RawQueue::Pictures(_) => self.stream.set_health(health),
+            RawQueue::Sound(_) => self.stream.set_audio_health(health),
+        }
+    }
+
+    /// Notes an event. Those of sound have names of their own: the order of the pictures' is a contract.
+    pub(crate) fn event(&self, kind: EventKind) {
+        let kind = match (&self.queue, kind) {
+            (RawQueue::Pictures(_), kind) => kind,
+            (_, EventKind::FfmpegSpawned { pid }) => EventKind::AudioSpawned { pid },
+            (_, EventKind::FirstFrameIngested) => EventKind::FirstAudioIngested,
+            (_, EventKind::FfmpegExited { reason, retry_in }) => EventKind::AudioExited { reason, retry_in },
+            (_, EventKind::SourceFailed { reason }) => EventKind::AudioExited { reason, retry_in: None },
+            (_, kind) => kind,
+        };
+        self.events.push(self.clock.at(Instant::now()), self.stream.name(), kind);
+    }
+}
+
 /// What outlives the runs of a source's child.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    sink: VideoSink,
+    sink: Target,
     /// Taken off the arrival time; see [`crate::ffmpeg::Input::capture_delay`].
     capture_delay: Duration,
+    /// Says when what a child tells the times of is due; otherwise all of it is shown when it comes.
+    timeline: Option<Arc<Timeline>>,
     pool: FramePool,
     /// Capture time of the last picture, micros: times rise across restarts too.
     last_captured: AtomicI64,
@@ -108,28 +189,35 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    pub(crate) fn new(sink: VideoSink, capture_delay: Duration) -> Arc<Self> {
+    pub(crate) fn new(sink: Target, capture_delay: Duration, timeline: Option<Arc<Timeline>>) -> Arc<Self> {
         Arc::new(Self {
             sink,
             capture_delay,
+            timeline,
             pool: FramePool::new(),
             last_captured: AtomicI64::new(i64::MIN),
             watched: AtomicBool::new(false),
         })
     }
 
+    /// Where in a film the next run should begin.
+    pub(crate) fn position(&self) -> Duration {
+        let now = self.sink.clock.at(Instant::now());
+        self.timeline.as_ref().map_or(Duration::ZERO, |timeline| timeline.position(now))
+    }
+
     /// Encoded pictures have no encoder of ours that would say when their track begins and ends to be watched.
-    fn tell_activity(&self, at: MediaTime) {
+    fn tell_activity(&self) {
         let watched = self.sink.stream.outlets() > 0;
         if self.watched.swap(watched, Relaxed) != watched {
             let codec = Some(VideoCodec::H264);
             let kind = if watched { EventKind::TrackActive { codec } } else { EventKind::TrackIdle { codec } };
             tracing::info!(target: "events::track", stream = self.sink.stream.name(), event = kind.name());
-            self.sink.events.push(at, self.sink.stream.name(), kind);
+            self.sink.event(kind);
         }
     }
 
-    pub(crate) fn sink(&self) -> &VideoSink {
+    pub(crate) fn sink(&self) -> &Target {
         &self.sink
     }
 }
@@ -138,6 +226,8 @@ impl Feed {
 #[derive(Debug)]
 pub(crate) struct Run {
     feed: Arc<Feed>,
+    /// Where in a film it begins.
+    begins: Duration,
     bytes: AtomicU64,
     pictures: AtomicU64,
     /// When the last picture (or before it, the first byte) came, media time in micros.
@@ -149,9 +239,10 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn new(feed: &Arc<Feed>) -> Arc<Self> {
+    pub(crate) fn new(feed: &Arc<Feed>, begins: Duration) -> Arc<Self> {
         Arc::new(Self {
             feed: Arc::clone(feed),
+            begins,
             bytes: AtomicU64::new(0),
             pictures: AtomicU64::new(0),
             progress: AtomicI64::new(0),
@@ -165,7 +256,7 @@ impl Run {
         self.bytes.load(Relaxed)
     }
 
-    /// Pictures read, those included that came before the first keyframe.
+    /// Pictures or blocks of sound read, those included that came before the first keyframe.
     pub(crate) fn pictures(&self) -> u64 {
         self.pictures.load(Relaxed)
     }
@@ -221,11 +312,12 @@ impl Run {
             let mut first = self.first_picture.lock().unwrap_or_else(PoisonError::into_inner);
             if first.is_none() {
                 *first = Some(Instant::now());
-                sink.stream.set_health(Health::Live);
-                sink.events.push(now, sink.stream.name(), EventKind::FirstFrameIngested);
+                sink.set_health(Health::Live);
+                sink.event(EventKind::FirstFrameIngested);
                 tracing::info!(
                     target: "events::first_frame_ingested",
                     stream = sink.stream.name(),
+                    medium = sink.noun(),
                 );
             }
         }
@@ -234,6 +326,28 @@ impl Run {
         let rising = captured.max(self.feed.last_captured.load(Relaxed).saturating_add(1));
         self.feed.last_captured.store(rising, Relaxed);
         Some(MediaTime::from_micros(rising))
+    }
+
+    /// Waits until a part of a film is due that the child places at `pts_micros` and that takes `span`. Answers its capture time; `None`
+    /// when it is to be left out.
+    fn wait_turn(&self, playhead: &mut Playhead, pts_micros: i64, span: Duration) -> Option<MediaTime> {
+        let timeline = self.feed.timeline.as_ref()?;
+        let now = self.now();
+        match playhead.turn(timeline, self.position(pts_micros)?, now) {
+            Turn::At(due) => {
+                let clock = &self.feed.sink.clock;
+                sleep_until(clock.instant(due + span), || self.is_ended()).then_some(due)
+            }
+            Turn::Missed => {
+                self.count(now);
+                None
+            }
+        }
+    }
+
+    /// Position in a film of what the child places at `pts_micros`; `None` before where it was to begin.
+    fn position(&self, pts_micros: i64) -> Option<Duration> {
+        u64::try_from(pts_micros).ok().map(|micros| self.begins + Duration::from_micros(micros))
     }
 
     fn publish_raw(
@@ -246,9 +360,19 @@ impl Run {
         if let Some(captured) = self.ingest(captured, now) {
             let mut frame = VideoFrame::packed(captured, raw.size, raw.pixels, buffer)?;
             frame.received = now;
-            self.feed.sink.frames.push(frame);
+            if let RawQueue::Pictures(frames) = &self.feed.sink.queue {
+                frames.push(frame);
+            }
         }
         Ok(())
+    }
+
+    fn publish_sound(&self, block: AudioBlock) {
+        if let Some(captured) = self.ingest(block.captured, self.now())
+            && let RawQueue::Sound(blocks) = &self.feed.sink.queue
+        {
+            blocks.push(AudioBlock { captured, ..block });
+        }
     }
 
     /// Publishes an encoded picture if it can be decoded.
@@ -256,7 +380,7 @@ impl Run {
         match normalizer.picture(data) {
             Ok(picture) => {
                 if let Some(captured) = self.ingest(captured, received) {
-                    self.feed.tell_activity(received);
+                    self.feed.tell_activity();
                     self.feed.sink.stream.publish(&Arc::new(AccessUnit::new(
                         VideoCodec::H264,
                         picture.data,
@@ -293,7 +417,9 @@ pub(crate) fn read_to_end(
     run.feed.sink.stream.set_encoded_before(matches!(format, PipeFormat::Nut | PipeFormat::AnnexB));
     match format {
         PipeFormat::Raw(raw) | PipeFormat::Detect(raw) => read_raw(pipe, raw, run),
-        PipeFormat::Nut => read_nut(pipe, run),
+        PipeFormat::Nut => read_nut(pipe, run, EncodedInNut::default()),
+        PipeFormat::RawInNut(raw) => read_nut(pipe, run, RawInNut { raw, playhead: Playhead::default() }),
+        PipeFormat::SoundInNut => read_nut(pipe, run, SoundInNut::default()),
         PipeFormat::AnnexB => read_annexb(pipe, run),
     }
 }
@@ -389,11 +515,141 @@ fn read_raw<R: Read>(mut pipe: Prefixed<R>, raw: RawFormat, run: &Run) -> Result
     }
 }
 
-fn read_nut<R: Read>(mut pipe: Prefixed<R>, run: &Run) -> Result<(), PipeError> {
-    let mut demuxer = nut::Demuxer::default();
-    let mut normalizer = Normalizer::default();
-    let mut anchor = TimeAnchor::default();
-    let mut video = None;
+/// The one stream of a NUT file that is wanted.
+trait NutTrack {
+    /// Longest packet, bytes.
+    const LIMIT: u64;
+    /// Whether this stream is the one. Called anew for another file behind the first.
+    fn choose(&mut self, header: &StreamHeader) -> bool;
+    fn take(&mut self, packet: nut::Packet, arrived: MediaTime, run: &Run) -> Result<(), PipeError>;
+    /// The stream is not there, but those.
+    fn missing(found: String) -> PipeError;
+}
+
+/// H.264 from the child's encoder.
+#[derive(Default)]
+struct EncodedInNut {
+    normalizer: Normalizer,
+    anchor: TimeAnchor,
+    playhead: Playhead,
+}
+
+impl NutTrack for EncodedInNut {
+    const LIMIT: u64 = nut::Demuxer::MAX_PACKET_LEN;
+
+    fn choose(&mut self, header: &StreamHeader) -> bool {
+        let fourcc = header.fourcc.to_ascii_uppercase();
+        let is_h264 = [b"H264", b"X264", b"AVC1", b"DAVC"].iter().any(|name| name[..] == fourcc);
+        if !matches!(header.kind, StreamKind::Video { .. }) || !is_h264 {
+            return false;
+        }
+        *self = Self::default();
+        self.normalizer.set_extradata(&header.extradata);
+        true
+    }
+
+    fn take(&mut self, packet: nut::Packet, arrived: MediaTime, run: &Run) -> Result<(), PipeError> {
+        let captured = match &run.feed.timeline {
+            None => self.anchor.captured(packet.pts_micros, arrived),
+            // Later pictures are made of this one, so a late one is shown all the same.
+            Some(timeline) => match run.wait_turn(&mut self.playhead, packet.pts_micros, Duration::ZERO) {
+                Some(due) => due,
+                None => timeline.due(run.position(packet.pts_micros).unwrap_or(run.begins), arrived),
+            },
+        };
+        run.publish_encoded(&mut self.normalizer, packet.data, captured, run.now());
+        Ok(())
+    }
+
+    fn missing(found: String) -> PipeError {
+        PipeError::NoH264 { found }
+    }
+}
+
+/// Raw pictures of a film.
+struct RawInNut {
+    raw: RawFormat,
+    playhead: Playhead,
+}
+
+impl NutTrack for RawInNut {
+    /// A picture of the largest size that can be configured, in four bytes a pixel.
+    const LIMIT: u64 = 4096 * 4096 * 4;
+
+    fn choose(&mut self, header: &StreamHeader) -> bool {
+        matches!(header.kind, StreamKind::Video { .. })
+    }
+
+    fn take(&mut self, packet: nut::Packet, _: MediaTime, run: &Run) -> Result<(), PipeError> {
+        let needed = self.raw.pixels.packed_len(self.raw.size);
+        let got = packet.data.len();
+        if got != needed {
+            return Err(PipeError::CutPicture { got, needed, size: self.raw.size });
+        }
+        if let Some(due) = run.wait_turn(&mut self.playhead, packet.pts_micros, Duration::ZERO) {
+            let mut buffer = run.feed.pool.take(needed);
+            buffer.copy_from_slice(&packet.data);
+            run.publish_raw(buffer, self.raw, due)?;
+        }
+        Ok(())
+    }
+
+    fn missing(found: String) -> PipeError {
+        PipeError::OtherNut { wanted: "pictures", found }
+    }
+}
+
+/// Sound, of a film or live.
+#[derive(Default)]
+struct SoundInNut {
+    rate_hz: u32,
+    channels: usize,
+    anchor: TimeAnchor,
+    playhead: Playhead,
+}
+
+impl NutTrack for SoundInNut {
+    /// FFmpeg's packets are some 20 ms long; a second of eight channels is beyond all of them.
+    const LIMIT: u64 = 1024 * 1024;
+
+    fn choose(&mut self, header: &StreamHeader) -> bool {
+        let StreamKind::Audio { sample_rate_hz, channels } = header.kind else { return false };
+        if header.fourcc != PCM_S16LE || sample_rate_hz == 0 || !(1..=8).contains(&channels) {
+            return false;
+        }
+        *self = Self { rate_hz: sample_rate_hz, channels: channels as usize, ..Self::default() };
+        true
+    }
+
+    fn take(&mut self, packet: nut::Packet, arrived: MediaTime, run: &Run) -> Result<(), PipeError> {
+        let len = packet.data.len() / 2 / self.channels;
+        let span = Duration::from_micros(len as u64 * 1_000_000 / u64::from(self.rate_hz));
+        let captured = if run.feed.timeline.is_some() {
+            // As from a sound card, sound is there when its last sample is.
+            run.wait_turn(&mut self.playhead, packet.pts_micros, span)
+        } else {
+            let end = packet.pts_micros.saturating_add(span.as_micros() as i64);
+            Some(self.anchor.captured(end, arrived) - span)
+        };
+        if let Some(captured) = captured {
+            let samples =
+                packet.data.chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32_768.0).collect();
+            run.publish_sound(AudioBlock { captured, rate_hz: self.rate_hz, channels: self.channels, samples });
+        }
+        Ok(())
+    }
+
+    fn missing(found: String) -> PipeError {
+        PipeError::OtherNut { wanted: "sound", found }
+    }
+}
+
+/// NUT's name of 16-bit samples, little endian.
+const PCM_S16LE: [u8; 4] = [b'P', b'S', b'D', 16];
+
+fn read_nut<R: Read, T: NutTrack>(mut pipe: Prefixed<R>, run: &Run, mut track: T) -> Result<(), PipeError> {
+    let mut demuxer = nut::Demuxer::new(T::LIMIT);
+    let mut chosen = None;
     let mut found = Vec::new();
     let mut buf = vec![0; CHUNK];
     loop {
@@ -410,28 +666,20 @@ fn read_nut<R: Read>(mut pipe: Prefixed<R>, run: &Run) -> Result<(), PipeError> 
             match demuxer.poll() {
                 Ok(None) => break,
                 Ok(Some(nut::Item::Stream(header))) => {
-                    let fourcc = String::from_utf8_lossy(&header.fourcc).into_owned();
-                    let is_h264 = ["H264", "X264", "AVC1", "DAVC"].contains(&fourcc.to_ascii_uppercase().as_str());
-                    if matches!(header.kind, StreamKind::Video { .. }) && is_h264 {
-                        // Another file behind the first begins again at stream 0 or so.
-                        normalizer = Normalizer::default();
-                        normalizer.set_extradata(&header.extradata);
-                        anchor = TimeAnchor::default();
-                        video = Some(header.index);
+                    if track.choose(&header) {
+                        chosen = Some(header.index);
                     }
-                    found.push(fourcc.escape_default().to_string());
+                    found.push(String::from_utf8_lossy(&header.fourcc).escape_default().to_string());
                     found.truncate(16);
                 }
-                Ok(Some(nut::Item::HeadersDone)) if video.is_none() => {
-                    let found = found.join(", ");
-                    return Err(PipeError::NoH264 { found });
+                Ok(Some(nut::Item::HeadersDone)) if chosen.is_none() => {
+                    return Err(T::missing(found.join(", ")));
                 }
-                Ok(Some(nut::Item::Packet(packet))) if Some(packet.stream_index) == video => {
-                    let captured = anchor.captured(packet.pts_micros, now);
-                    run.publish_encoded(&mut normalizer, packet.data, captured, now);
+                Ok(Some(nut::Item::Packet(packet))) if Some(packet.stream_index) == chosen => {
+                    track.take(packet, now, run)?;
                 }
                 Ok(Some(_)) => {}
-                Err(NutError::NotNut { .. }) if video.is_none() => {
+                Err(NutError::NotNut { .. }) if chosen.is_none() => {
                     return Err(PipeError::NotNut { bytes: run.bytes() });
                 }
                 Err(error) => {

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lightpipe_media::EventKind;
 use lightpipe_media::stream::Health;
@@ -52,8 +52,8 @@ fn read_from(
     format: PipeFormat,
     sink: VideoSink,
 ) -> Result<Box<dyn SourceHandle>, SourceError> {
-    let feed = Feed::new(sink, Duration::ZERO);
-    let run = Run::new(&feed);
+    let feed = Feed::new(sink.into(), Duration::ZERO, None);
+    let run = Run::new(&feed, Duration::ZERO);
     let (ended, done) = channel();
     let reading = {
         let run = Arc::clone(&run);
@@ -66,9 +66,8 @@ fn read_from(
             if !run.is_ended() {
                 let sink = feed.sink();
                 tracing::warn!(target: "events::source_failed", stream = sink.stream.name(), reason);
-                sink.stream.set_health(Health::Failed(reason.clone()));
-                let now = sink.clock.at(Instant::now());
-                sink.events.push(now, sink.stream.name(), EventKind::SourceFailed { reason });
+                sink.set_health(Health::Failed(reason.clone()));
+                sink.event(EventKind::SourceFailed { reason });
             }
             let _ = ended.send(());
         }
@@ -79,6 +78,8 @@ fn read_from(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::pipe::RawFormat;
     use lightpipe_media::{EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream, VideoCodec};

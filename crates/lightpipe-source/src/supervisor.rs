@@ -1,7 +1,7 @@
 //! Keeps a child running: starts it, watches it, names what went wrong, starts it again.
 //!
 //! ```text
-//!   SourceHandle ──Stop──▶ supervisor thread ──spawns──▶ child ──stdout──▶ reader thread ──▶ VideoSink
+//!   SourceHandle ──Stop──▶ supervisor thread ──spawns──▶ child ──stdout──▶ reader thread ──▶ VideoSink or AudioSink
 //!                             ▲      ▲                        └──stderr──▶ ring thread
 //!                             │      └──────ReaderEnded────────────────────┘
 //!                             └── reads the Run's counters when a watchdog is due
@@ -21,10 +21,11 @@ use lightpipe_media::frame::FrameError;
 use lightpipe_media::stream::Health;
 use lightpipe_media::{FramePool, MediaTime, VideoFrame};
 
+use crate::SourceHandle;
 use crate::child::{self, Farewell, Running};
-use crate::pipe::{self, Feed, PipeError, PipeFormat, Run};
+use crate::pipe::{self, Feed, PipeError, PipeFormat, Run, Target};
 use crate::stderr_ring::StderrRing;
-use crate::{SourceHandle, VideoSink};
+use crate::timeline::Timeline;
 
 /// Why a source could not be started. What fails later is the stream's health and an event.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +73,7 @@ impl Default for Watchdog {
 /// picture should be back within 2 s; the last spares a machine on which the child cannot run, and still
 /// finds out within 5 s that it can again. No jitter: one child has nobody to collide with.
 #[derive(Debug, Default)]
-struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
@@ -84,7 +85,7 @@ impl Backoff {
     /// Failures in a row from which on the message says that this does not heal by itself.
     const HOPELESS: u32 = 10;
 
-    fn after_failure(&mut self, success: Duration) -> Duration {
+    pub(crate) fn after_failure(&mut self, success: Duration) -> Duration {
         if success >= Self::REAL_SUCCESS {
             self.failures = 0;
         }
@@ -102,15 +103,22 @@ impl Backoff {
 pub(crate) struct Plan {
     /// What messages call the child: `ffmpeg`, or the command.
     pub(crate) name: String,
-    /// Makes the command anew for every start.
-    pub(crate) command: Box<dyn Fn() -> Command + Send>,
+    /// Makes the command anew for every start; of a film, from this position on.
+    pub(crate) command: Box<dyn Fn(Duration) -> Command + Send>,
     /// The whole sentence for a program that does not exist.
     pub(crate) missing: String,
     pub(crate) farewell: Farewell,
     pub(crate) format: PipeFormat,
     pub(crate) watchdog: Watchdog,
     pub(crate) capture_delay: Duration,
+    /// The input may have no such track. That is no failure: there is none then.
+    pub(crate) may_be_absent: bool,
+    /// The film that it plays. Its end is where the next run begins, and no failure.
+    pub(crate) timeline: Option<Arc<Timeline>>,
 }
+
+/// What FFmpeg says when an input has nothing of the kind that an output wants.
+const NO_TRACK: &str = "does not contain any stream";
 
 /// A child under supervision. Dropping it ends the child and waits for the threads.
 #[derive(Debug)]
@@ -137,6 +145,10 @@ enum End {
         reason: String,
         success: Duration,
     },
+    /// A child played what it was told to play.
+    Played,
+    /// The input has nothing of what is wanted, and says so.
+    NoTrack,
     /// There never was a child.
     NotStarted {
         reason: String,
@@ -145,7 +157,7 @@ enum End {
 
 /// Refuses a raw geometry that no picture can have.
 pub(crate) fn check_format(format: PipeFormat) -> Result<(), SourceError> {
-    if let PipeFormat::Raw(raw) | PipeFormat::Detect(raw) = format {
+    if let PipeFormat::Raw(raw) | PipeFormat::Detect(raw) | PipeFormat::RawInNut(raw) = format {
         let range = 2..=VideoFrame::MAX_SIDE;
         if !range.contains(&raw.size.width) || !range.contains(&raw.size.height) {
             // The constructor words the refusal; it looks at the size first.
@@ -156,11 +168,11 @@ pub(crate) fn check_format(format: PipeFormat) -> Result<(), SourceError> {
 }
 
 /// Starts the supervisor of `plan`.
-pub(crate) fn start(plan: Plan, sink: VideoSink) -> Result<Box<dyn SourceHandle>, SourceError> {
+pub(crate) fn start(plan: Plan, sink: impl Into<Target>) -> Result<Box<dyn SourceHandle>, SourceError> {
     check_format(plan.format)?;
     let (stop, messages) = channel();
     let pid = Arc::new(AtomicU32::new(0));
-    let feed = Feed::new(sink, plan.capture_delay);
+    let feed = Feed::new(sink.into(), plan.capture_delay, plan.timeline.clone());
     let supervisor = Supervisor { plan, feed, pid: Arc::clone(&pid), own: stop.clone(), messages, runs: 0 };
     let thread = std::thread::Builder::new()
         .name("source-supervisor".to_owned())
@@ -205,6 +217,16 @@ impl Supervisor {
                     self.event(EventKind::FfmpegExited { reason: "stopped".to_owned(), retry_in: None });
                     return;
                 }
+                End::NoTrack => {
+                    // No fault of anybody's, and nothing that another start would change.
+                    self.feed.sink().stream.remove_audio();
+                    tracing::info!(stream = self.feed.sink().stream.name(), "the input has no sound");
+                    return;
+                }
+                End::Played => {
+                    tracing::debug!(stream = self.feed.sink().stream.name(), "the film goes on in another child");
+                    continue;
+                }
                 End::NotStarted { reason } => {
                     let retry_in = backoff.after_failure(Duration::ZERO);
                     let said = self.report(&backoff, reason, retry_in);
@@ -233,6 +255,7 @@ impl Supervisor {
         tracing::warn!(
             target: "events::ffmpeg_exited",
             stream = stream.name(),
+            medium = self.feed.sink().noun(),
             reason,
             retry_in_ms = retry_in.as_millis() as u64,
         );
@@ -246,13 +269,12 @@ impl Supervisor {
         } else {
             reason
         };
-        stream.set_health(Health::Failed(said.clone()));
+        self.feed.sink().set_health(Health::Failed(said.clone()));
         said
     }
 
     fn event(&self, kind: EventKind) {
-        let sink = self.feed.sink();
-        sink.events.push(sink.clock.at(Instant::now()), sink.stream.name(), kind);
+        self.feed.sink().event(kind);
     }
 
     /// Waits; true when the source was stopped meanwhile.
@@ -271,7 +293,8 @@ impl Supervisor {
 
     fn run_once(&mut self) -> End {
         let failed = |reason| End::Failed { reason, success: Duration::ZERO };
-        let mut command = (self.plan.command)();
+        let begins = self.feed.position();
+        let mut command = (self.plan.command)(begins);
         let mut running = match Running::spawn(&mut command, self.plan.farewell) {
             Ok(running) => running,
             Err(e) => {
@@ -289,6 +312,7 @@ impl Supervisor {
         tracing::info!(
             target: "events::ffmpeg_spawned",
             stream = self.feed.sink().stream.name(),
+            medium = self.feed.sink().noun(),
             program = self.plan.name,
             pid,
         );
@@ -296,7 +320,7 @@ impl Supervisor {
             return failed(format!("{} has no pipes", self.plan.name));
         };
         let ring = StderrRing::new();
-        let run = Run::new(&self.feed);
+        let run = Run::new(&self.feed, begins);
         let reader = {
             let (run, own, number) = (Arc::clone(&run), self.own.clone(), self.runs);
             let format = self.plan.format;
@@ -328,6 +352,7 @@ impl Supervisor {
     fn watch(&self, running: &mut Running, run: &Arc<Run>, ring: &StderrRing) -> End {
         let started = self.feed.sink().clock.at(Instant::now());
         let name = &self.plan.name;
+        let noun = self.feed.sink().noun();
         loop {
             let now = self.feed.sink().clock.at(Instant::now());
             let (since, limit) = match run.bytes() {
@@ -344,8 +369,8 @@ impl Supervisor {
                 self.reader_ended(Self::READER_END);
                 let what = match (run.bytes(), run.pictures()) {
                     (0, _) => format!("wrote nothing for {:.1} s", limit.as_secs_f64()),
-                    (bytes, 0) => format!("wrote {bytes} bytes and no whole picture for {:.1} s", limit.as_secs_f64()),
-                    _ => format!("wrote no picture for {:.1} s", limit.as_secs_f64()),
+                    (bytes, 0) => format!("wrote {bytes} bytes and no whole {noun} for {:.1} s", limit.as_secs_f64()),
+                    _ => format!("wrote no {noun} for {:.1} s", limit.as_secs_f64()),
                 };
                 return End::Failed { reason: quoted(format!("{name} {what} and was killed"), ring), success };
             }
@@ -361,13 +386,24 @@ impl Supervisor {
                 }
                 Ok(Message::ReaderEnded { run: number, result }) if number == self.runs => {
                     let success = run.success();
-                    return End::Failed { reason: self.reason_of_end(running, ring, result), success };
+                    let ended = result.is_ok();
+                    let reason = self.reason_of_end(running, ring, result);
+                    if self.plan.may_be_absent && run.bytes() == 0 && ring.last_lines(5).contains(NO_TRACK) {
+                        return End::NoTrack;
+                    }
+                    let well = ended && running.kill().is_some_and(|status| status.success());
+                    if self.plan.timeline.is_some() && well && success >= Self::PLAYED {
+                        return End::Played;
+                    }
+                    return End::Failed { reason, success };
                 }
                 Ok(Message::ReaderEnded { .. }) | Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
+    /// A run of a film that was shorter than this is no run: it would be started for ever.
+    const PLAYED: Duration = Duration::from_secs(1);
     /// How long a child's last lines are waited for: they are in the pipe already when it is dead.
     const LAST_WORDS: Duration = Duration::from_millis(200);
     /// How long a reader may take to see the end of a dead child's pipe.

@@ -27,12 +27,33 @@ pub struct Config {
     pub publish: PublishConfig,
     /// `[ffmpeg]`: the program behind `camera`, `ffmpeg` and `file` sources, and `desktop` on Windows and macOS.
     pub ffmpeg: FfmpegConfig,
-    /// `[sources]`: streams by name, each a source specification as on the command line. Empty: `cube`, `pattern`, and `desktop`
-    /// where there is a display.
-    pub sources: BTreeMap<String, String>,
+    /// `[sources]`: streams by name, each a source specification as on the command line, or a list of one of pictures and one of sound. Empty:
+    /// `cube`, `pattern`, and `desktop` where there is a display.
+    pub sources: BTreeMap<String, SourceTexts>,
     /// `[push]`: streams by name that are published to somebody else's WHIP server, each with its endpoint: `https://host/path`, or with a bearer
     /// token `https://TOKEN@host/path`. Empty by default.
     pub push: BTreeMap<String, String>,
+}
+
+/// What a stream is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a source, or a list of one source of pictures and one of sound")]
+pub enum SourceTexts {
+    /// `me = "camera"`
+    One(String),
+    /// `me = ["camera", "mic"]`
+    Several(Vec<String>),
+}
+
+impl SourceTexts {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let all = match self {
+            Self::One(text) => std::slice::from_ref(text),
+            Self::Several(texts) => texts,
+        };
+        all.iter().map(String::as_str)
+    }
 }
 
 /// Where we listen.

@@ -23,7 +23,7 @@ pub mod spec;
 
 pub use config::Config;
 pub use endpoint::{Endpoint, EndpointError};
-pub use frames::FrameSender;
+pub use frames::{AudioSender, FrameSender, SoundError};
 pub use lightpipe_media::frame::FrameError;
 pub use lightpipe_media::{Event, EventKind, EventLog, PixelFormat, Size};
 pub use lightpipe_net::{Client, ClientState, ClientStatus};

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::config::{Config, ValueError};
 use crate::endpoint::Endpoint;
 use crate::frames::FrameSender;
-use crate::source::{self, Running};
+use crate::source::{self, Running, Sound, Workshop};
 use crate::spec::{NamedSource, SourceSpec, SpecError, stream_name};
 
 /// How long open HTTP requests may take to finish at the end.
@@ -62,6 +62,17 @@ pub enum ServerError {
     },
 }
 
+/// What feeds a stream.
+#[derive(Debug)]
+struct Source {
+    stream: Arc<Stream>,
+    pictures: Option<Running>,
+    /// Sound from a source of its own. It takes the place of what the pictures' source would have.
+    sound: Option<Sound>,
+    /// What people are told of both.
+    text: String,
+}
+
 /// A running server: streams, viewers, pages. Dropping it says goodbye to every viewer and ends everything.
 #[derive(Debug)]
 pub struct Server {
@@ -71,7 +82,7 @@ pub struct Server {
     clock: MediaClock,
     events: EventLog,
     address: SocketAddr,
-    sources: Mutex<Vec<(Arc<Stream>, Running)>>,
+    sources: Mutex<Vec<Source>>,
     clients: Clients,
     stop_http: Mutex<Option<oneshot::Sender<()>>>,
     runtime: Mutex<Option<Runtime>>,
@@ -147,10 +158,14 @@ impl Server {
             runtime: Mutex::new(Some(runtime)),
             config,
         };
-        for (name, spec) in &server.config.sources {
-            let spec_text = spec.clone();
-            let spec = spec.parse()?;
-            server.add_source(&NamedSource { name: stream_name(name)?, spec, text: spec_text })?;
+        for (name, texts) in &server.config.sources {
+            for text in texts.iter() {
+                server.add_source(&NamedSource {
+                    name: stream_name(name)?,
+                    spec: text.parse()?,
+                    text: text.to_owned(),
+                })?;
+            }
         }
         for (name, endpoint) in &server.config.push {
             let endpoint: Endpoint = endpoint
@@ -162,17 +177,51 @@ impl Server {
     }
 
     /// A stream fed by a source. What goes wrong later (a child that dies) shows in the stream's health, not here.
+    ///
+    /// A source of pictures and one of sound (`mic`) with the same name make one stream.
     pub fn add_source(&self, named: &NamedSource) -> Result<(), ServerError> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = named.spec.public_text(&named.text);
+        let taken = || NameTaken(named.name.clone());
+        if let Some(source) = sources.iter_mut().find(|source| source.stream.name() == named.name) {
+            if named.spec.is_sound() {
+                if source.sound.is_some() {
+                    return Err(taken().into());
+                }
+                if let Some(pictures) = &mut source.pictures {
+                    pictures.sound = None;
+                }
+                source.sound = Some(source::start_sound(&named.spec, &source.stream, self.workshop())?);
+            } else {
+                if source.pictures.is_some() {
+                    return Err(taken().into());
+                }
+                let pictures = source::start(&named.spec, &source.stream, self.workshop(), false)?;
+                source.stream.add_video();
+                source.pictures = Some(pictures);
+            }
+            source.text = format!("{} + {text}", source.text);
+            self.streams.set_source(&named.name, source.text.clone());
+            return Ok(());
+        }
         let stream = Stream::new(named.name.clone(), VideoCodec::H264);
-        self.streams.add(Arc::clone(&stream), named.spec.public_text(&named.text))?;
+        if named.spec.is_sound() {
+            stream.without_video();
+        }
+        self.streams.add(Arc::clone(&stream), text.clone())?;
         if let SourceSpec::Whep(endpoint) = &named.spec {
             let config = ClientConfig { token: endpoint.token.clone(), ..ClientConfig::new(endpoint.url.clone()) };
             self.start_client(|| Client::play(Arc::clone(&self.engine), stream, config));
             return Ok(());
         }
-        match source::start(&named.spec, &stream, self.clock, &self.events, &self.config) {
-            Ok(running) => {
-                self.sources.lock().unwrap_or_else(PoisonError::into_inner).push((stream, running));
+        let started = if named.spec.is_sound() {
+            source::start_sound(&named.spec, &stream, self.workshop()).map(|sound| (None, Some(sound)))
+        } else {
+            source::start(&named.spec, &stream, self.workshop(), true).map(|pictures| (Some(pictures), None))
+        };
+        match started {
+            Ok((pictures, sound)) => {
+                sources.push(Source { stream, pictures, sound, text });
                 Ok(())
             }
             Err(error) => {
@@ -180,6 +229,10 @@ impl Server {
                 Err(error)
             }
         }
+    }
+
+    const fn workshop(&self) -> Workshop<'_> {
+        Workshop { clock: self.clock, events: &self.events, config: &self.config }
     }
 
     /// Publishes a stream to somebody else's WHIP server, again and again until the server stops or refuses. The offer waits up to `wait_for_tracks`
@@ -228,6 +281,7 @@ impl Server {
             clock: self.clock,
             pool: FramePool::new(),
             streams: self.streams.clone(),
+            audio: self.config.audio.clone(),
             _encoder: encoder,
         })
     }
@@ -272,10 +326,13 @@ impl Server {
     /// Process ids of the children of sources, by stream.
     pub fn children(&self) -> Vec<(String, u32)> {
         let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources
-            .iter()
-            .filter_map(|(stream, running)| running.handle.child_pid().map(|pid| (stream.name().to_owned(), pid)))
-            .collect()
+        let mut children = Vec::new();
+        for source in sources.iter() {
+            let own = source.sound.as_ref().and_then(Sound::child_pid);
+            let pids = source.pictures.iter().flat_map(Running::child_pids).chain(own);
+            children.extend(pids.map(|pid| (source.stream.name().to_owned(), pid)));
+        }
+        children
     }
 
     /// Says goodbye to viewers, ends sources and their children, frees the port. Also done on drop.
@@ -293,9 +350,9 @@ impl Server {
         }
         self.engine.stop();
         let sources = std::mem::take(&mut *self.sources.lock().unwrap_or_else(PoisonError::into_inner));
-        for (stream, running) in sources {
-            stream.close();
-            drop(running);
+        for source in sources {
+            source.stream.close();
+            drop(source);
         }
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runtime) = runtime {

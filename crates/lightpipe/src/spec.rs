@@ -19,6 +19,8 @@ pub enum SourceSpec {
     Desktop(Option<String>),
     /// A camera, the first one if not named.
     Camera(Option<String>),
+    /// An audio input or an output's monitor; the default input if not named, `monitor` is the default output's. Sound only.
+    Mic(Option<String>),
     /// FFmpeg arguments with an input.
     Ffmpeg(String),
     /// A shell command that writes pictures to its standard output.
@@ -37,7 +39,7 @@ pub enum SourceSpec {
 pub enum SpecError {
     /// No such kind.
     #[error(
-        "unknown source {0:?}; sources are cube, pattern, desktop[:DISPLAY], camera[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH, whep:URL and -"
+        "unknown source {0:?}; sources are cube, pattern, desktop[:DISPLAY], camera[:DEVICE], mic[:DEVICE], ffmpeg:ARGS, exec:COMMAND, file:PATH, whep:URL and -"
     )]
     Unknown(String),
     /// The part after the colon is missing.
@@ -49,9 +51,6 @@ pub enum SpecError {
     /// What follows `whep:` is no URL.
     #[error("whep: {0}")]
     Endpoint(EndpointError),
-    /// Specified for lightpipe, not built yet.
-    #[error("{0}: sources are not built yet")]
-    NotYet(&'static str),
     /// Not a stream name.
     #[error("{0:?} is no stream name: 1 to 64 letters, digits, '_' or '-'")]
     BadName(String),
@@ -79,11 +78,11 @@ impl FromStr for SourceSpec {
             },
             "desktop" => Ok(Self::Desktop(rest)),
             "camera" => Ok(Self::Camera(rest)),
+            "mic" => Ok(Self::Mic(rest)),
             "ffmpeg" => needed("ffmpeg", "ffmpeg:-f lavfi -i testsrc2").map(Self::Ffmpeg),
             "exec" => needed("exec", "exec:./my-renderer").map(Self::Exec),
             "file" => needed("file", "file:film.mp4").map(Self::File),
             "-" => Ok(Self::Stdin),
-            "mic" => Err(SpecError::NotYet("mic")),
             "whep" => {
                 let url = needed("whep", "whep:https://media.example/whep/cam")?;
                 url.parse().map(Self::Whep).map_err(SpecError::Endpoint)
@@ -102,6 +101,11 @@ impl SourceSpec {
         }
     }
 
+    /// Whether it gives sound and never pictures, so that it can join a stream that has pictures.
+    pub const fn is_sound(&self) -> bool {
+        matches!(self, Self::Mic(_))
+    }
+
     /// Name of a stream whose user gave none.
     pub const fn default_name(&self) -> &'static str {
         match self {
@@ -109,6 +113,7 @@ impl SourceSpec {
             Self::Pattern { .. } => "pattern",
             Self::Desktop(_) => "desktop",
             Self::Camera(_) => "camera",
+            Self::Mic(_) => "mic",
             Self::Ffmpeg(_) => "ffmpeg",
             Self::Exec(_) => "exec",
             Self::File(_) => "file",
@@ -185,6 +190,8 @@ mod tests {
         check("a.b=cube", Err(SpecError::BadName("a.b".into())));
         check("a/b=cube", Err(SpecError::BadName("a/b".into())));
         check("=cube", Err(SpecError::BadName(String::new())));
-        check("mic", Err(SpecError::NotYet("mic")));
+        check("mic", Ok(("mic", SourceSpec::Mic(None))));
+        check("talk=mic:monitor", Ok(("talk", SourceSpec::Mic(Some("monitor".into())))));
+        check("mic:alsa_input.usb-1", Ok(("mic", SourceSpec::Mic(Some("alsa_input.usb-1".into())))));
     }
 }

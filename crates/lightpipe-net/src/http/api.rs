@@ -23,11 +23,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
         .iter()
         .map(|entry| {
             let stats = entry.stream.stats();
-            let (health, reason) = match entry.stream.health() {
-                Health::Live => ("live", None),
-                Health::Failed(reason) => ("failed", Some(reason)),
-                _ => ("starting", None),
-            };
+            let (health, reason) = told(entry.stream.health());
+            let (audio_health, audio_reason) = told(entry.stream.audio_health());
             let rate = entry.stream.rates(now);
             let alternatives = entry.stream.alternatives();
             // All codings have the same pictures, and any of them may be the only one that somebody takes.
@@ -52,6 +49,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "alternatives": alternatives.iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
                 "audio": entry.stream.has_audio().then(|| json!({
                     "codec": "opus",
+                    "health": audio_health,
+                    "reason": audio_reason,
                     "published": stats.audio.published,
                     "bytes": stats.audio.bytes,
                     "level_dbfs": stats.audio.level.filter(|level| *level > 0.0).map(|level| 20.0 * level.log10()),
@@ -97,6 +96,15 @@ fn stages(stats: &StreamStats) -> Value {
         "queue": Percentiles::from(&stats.queue),
         "encode": Percentiles::from(&stats.encode),
     })
+}
+
+/// A state in the API's words, and why it is so.
+fn told(health: Health) -> (&'static str, Option<String>) {
+    match health {
+        Health::Live => ("live", None),
+        Health::Failed(reason) => ("failed", Some(reason)),
+        _ => ("starting", None),
+    }
 }
 
 pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
@@ -168,8 +176,8 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 "event": event.kind.name(),
             });
             let detail = match &event.kind {
-                EventKind::FfmpegSpawned { pid } => json!({ "pid": pid }),
-                EventKind::FfmpegExited { reason, retry_in } => {
+                EventKind::FfmpegSpawned { pid } | EventKind::AudioSpawned { pid } => json!({ "pid": pid }),
+                EventKind::FfmpegExited { reason, retry_in } | EventKind::AudioExited { reason, retry_in } => {
                     json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) })
                 }
                 EventKind::TrackActive { codec } | EventKind::TrackIdle { codec } => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lightpipe_media::{PixelFormat, Size};
 
-use super::{Container, Fit, Input, Output, SourceError, Video};
+use super::{Container, Film, Fit, Input, Output, SourceError, Video};
 
 /// Age of an x11grab picture when its first byte arrives: the copy from the X server takes this long
 /// (measured at 1080p, `design.md` §7).
@@ -183,6 +183,138 @@ pub fn user(args: &str) -> Result<(Input, bool), ArgsError> {
     Ok((input, encodes))
 }
 
+/// Devices that give no sound, or that nobody can open a second time for it.
+const NO_SOUND: &[&str] = &[
+    "v4l2",
+    "video4linux2",
+    "x11grab",
+    "kmsgrab",
+    "fbdev",
+    "gdigrab",
+    "dshow",
+    "avfoundation",
+    "decklink",
+    "rawvideo",
+    "h264",
+    "hevc",
+    "mjpeg",
+    "image2",
+    "image2pipe",
+    "yuv4mpegpipe",
+];
+
+/// Devices that give nothing but sound.
+const NO_PICTURES: &[&str] = &["alsa", "pulse", "oss", "sndio", "jack", "openal"];
+
+/// A user's arguments, input by input, and what stands behind the last one.
+struct Parts<'a> {
+    inputs: Vec<&'a [String]>,
+    after: &'a [String],
+}
+
+fn parts(words: &[String]) -> Parts<'_> {
+    let mut inputs = Vec::new();
+    let mut rest = words;
+    while let Some(at) = rest.iter().position(|w| w == "-i").filter(|at| at + 1 < rest.len()) {
+        let (input, after) = rest.split_at(at + 2);
+        inputs.push(input);
+        rest = after;
+    }
+    Parts { inputs, after: rest }
+}
+
+fn value_of<'a>(words: &'a [String], option: &str) -> Option<&'a str> {
+    let at = words.iter().position(|w| w == option)?;
+    words.get(at + 1).map(String::as_str)
+}
+
+/// The user's input for the child that gives the pictures: without devices that give none, so that the other child can open them.
+pub fn pictures(input: &Input) -> Input {
+    let Parts { inputs, after } = parts(&input.args);
+    let silent = |words: &&[String]| !value_of(words, "-f").is_some_and(|f| NO_PICTURES.contains(&f));
+    let kept: Vec<&[String]> = inputs.iter().copied().filter(silent).collect();
+    // The user's `-map` counts the inputs as they are.
+    if kept.is_empty() || after.iter().any(|w| w == "-map") {
+        return input.clone();
+    }
+    Input { args: [kept.concat(), after.to_vec()].concat(), ..input.clone() }
+}
+
+/// The user's input for the child that gives the sound, with what of the output options is about sound. `None` where there can be none: no
+/// input that could have some, or `-an`.
+pub fn sound(input: &Input) -> Option<Input> {
+    let Parts { inputs, after } = parts(&input.args);
+    let options = sound_options(after)?;
+    let loud = |words: &&[String]| {
+        let url = words.last().map_or("", String::as_str);
+        !matches!(url, "-" | "pipe:" | "pipe:0") && !value_of(words, "-f").is_some_and(|f| NO_SOUND.contains(&f))
+    };
+    let kept: Vec<&[String]> = inputs.into_iter().filter(loud).collect();
+    if kept.is_empty() {
+        return None;
+    }
+    Some(Input { args: [kept.concat(), options].concat(), filter: None, capture_delay: input.capture_delay })
+}
+
+/// What of a user's output options is about sound; `None` where there shall be none.
+pub fn sound_options(after: &[String]) -> Option<Vec<String>> {
+    let of_sound = |pair: &&[String]| match pair[0].as_str() {
+        "-af" | "-filter:a" => true,
+        "-map" => pair[1].contains(":a"),
+        _ => false,
+    };
+    let wanted = !after.iter().any(|w| w == "-an");
+    wanted.then(|| after.windows(2).filter(of_sound).flatten().cloned().collect())
+}
+
+/// The file, the options in front of it and those behind it, when all that a user says is to play a local file at its own speed.
+pub fn as_film(input: &Input) -> Option<(String, Vec<String>, Vec<String>)> {
+    let Parts { inputs, after } = parts(&input.args);
+    let [words] = inputs[..] else { return None };
+    let (options, url) = words.split_at(words.len() - 2);
+    let path = url[1].strip_prefix("file:").unwrap_or(&url[1]);
+    let path = std::fs::canonicalize(path).ok().filter(|path| path.is_file())?.to_str()?.to_owned();
+    let mut kept = Vec::new();
+    let mut paced = false;
+    let mut words = options.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "-re" => paced = true,
+            "-stream_loop" => _ = words.next().filter(|n| *n == "-1")?,
+            // What changes the file's times, or how it is read.
+            "-f" | "-ss" | "-sseof" | "-t" | "-to" | "-itsoffset" | "-itsscale" | "-readrate" => return None,
+            _ => kept.push(word.clone()),
+        }
+    }
+    // In a line in ffconcat a path has no end but the line's.
+    (paced && !path.contains('\n')).then(|| (path, kept, after.to_vec()))
+}
+
+/// Bytes of a list of files that go onto a command line; Linux has 128 KiB for one argument.
+const MAX_LIST_LEN: usize = 64 * 1024;
+
+/// A day of a film is enough for one child; the next begins where it ends.
+const LIST_SPAN: Duration = Duration::from_secs(24 * 3600);
+
+/// A film from a position on, again and again, with the options `after` it.
+///
+/// FFmpeg's `-stream_loop` begins again when the tracks that it reads have ended, which is another time for pictures than for sound. In
+/// a list the length of every turn is written down.
+pub fn film(film: &Film, from: Duration, after: &[String]) -> Vec<String> {
+    let length = film.timeline.length();
+    let begin = Duration::from_micros((from.as_micros() % length.as_micros()) as u64);
+    let turn = format!("file 'file:{}'\nduration {:.6}\n", film.path.replace('\'', "'\\''"), length.as_secs_f64());
+    let turns = (LIST_SPAN.as_micros() / length.as_micros() + 2).min((MAX_LIST_LEN / turn.len()).max(2) as u128);
+    let list = format!("data:text/plain,ffconcat version 1.0\n{}", turn.repeat(turns as usize));
+    let mut args = film.options.clone();
+    if !begin.is_zero() {
+        args.extend(["-ss".to_owned(), format!("{:.6}", begin.as_secs_f64())]);
+    }
+    args.extend(strings(&["-f", "concat", "-safe", "0", "-protocol_whitelist", "data,file,crypto", "-i", &list]));
+    args.extend_from_slice(after);
+    args
+}
+
 /// Splits a line into words as a shell does: blanks separate; `'…'` is literal; in `"…"` a backslash escapes
 /// `"` and `\`; elsewhere it escapes anything. No variables, no globs.
 pub fn split_words(line: &str) -> Result<Vec<String>, ArgsError> {
@@ -217,11 +349,13 @@ pub fn split_words(line: &str) -> Result<Vec<String>, ArgsError> {
     Ok(words)
 }
 
-/// Everything behind the program's name.
-pub fn command_line(input: &Input, output: &Output) -> Result<Vec<String>, SourceError> {
+/// Everything behind the program's name. Pictures of a film come with the film's times.
+pub fn command_line(input: &Input, film: bool, output: &Output) -> Result<Vec<String>, SourceError> {
     let mut args = strings(&["-hide_banner", "-nostats", "-loglevel", "warning"]);
-    // Frame threads would hold pictures back in the decoder; this flag rules them out.
-    args.extend(strings(&["-flags", "low_delay"]));
+    if !film {
+        // Frame threads would hold pictures back in the decoder; this flag rules them out. A film waits for us.
+        args.extend(strings(&["-flags", "low_delay"]));
+    }
     args.extend(input.args.iter().cloned());
     args.extend(strings(&["-an", "-sn", "-dn"]));
     let mut filters: Vec<String> = input.filter.iter().cloned().collect();
@@ -231,6 +365,17 @@ pub fn command_line(input: &Input, output: &Output) -> Result<Vec<String>, Sourc
                 return Err(SourceError::BadFps(*fps));
             }
             let pix_fmt = pix_fmt(*pixels).ok_or(SourceError::PixelFormat(*pixels))?;
+            if film {
+                // Pictures that are too many go, none is made up, and times stay what they are.
+                let apart = 0.9 / f64::from(*fps);
+                filters.push(format!("select='isnan(prev_selected_t)+gte(t-prev_selected_t,{apart:.6})'"));
+                filters.extend(fitting(*size, *fit, *pixels));
+                args.extend(video_filter(&filters));
+                args.extend(strings(&["-fps_mode", "passthrough", "-enc_time_base", "1:90000"]));
+                args.extend(strings(&["-threads", "1", "-c:v", "rawvideo", "-pix_fmt", pix_fmt, "-f", "nut"]));
+                args.extend(strings(&["-flush_packets", "1", "pipe:1"]));
+                return Ok(args);
+            }
             filters.extend(fitting(*size, *fit, *pixels));
             args.extend(video_filter(&filters));
             // `-r` with `vfr` drops what is too early and invents nothing: pictures are 3 ms old at their
@@ -272,6 +417,15 @@ pub fn command_line(input: &Input, output: &Output) -> Result<Vec<String>, Sourc
     }
     args.extend(strings(&["-flush_packets", "1", "pipe:1"]));
     Ok(args)
+}
+
+/// Everything behind the program's name, for sound: 16-bit samples at 48 kHz, each packet with its time.
+pub fn sound_line(input: &[String], channels: usize) -> Vec<String> {
+    let mut args = strings(&["-hide_banner", "-nostats", "-loglevel", "warning"]);
+    args.extend_from_slice(input);
+    args.extend(strings(&["-vn", "-sn", "-dn", "-c:a", "pcm_s16le", "-ar", "48000", "-ac", &channels.to_string()]));
+    args.extend(strings(&["-threads", "1", "-f", "nut", "-flush_packets", "1", "pipe:1"]));
+    args
 }
 
 /// The command line that reads one picture and only talks about it.
@@ -375,6 +529,105 @@ mod tests {
     }
 
     #[track_caller]
+    fn check_split(line: &str, of_pictures: &str, of_sound: Option<&str>) {
+        let (input, _) = user(line).expect("good arguments");
+        assert_eq!(pictures(&input).args.join(" "), of_pictures, "{line}");
+        assert_eq!(sound(&input).map(|input| input.args.join(" ")).as_deref(), of_sound, "{line}");
+    }
+
+    #[test]
+    fn each_medium_has_its_own_input() {
+        check_split("rtsp://cam/1", "-i rtsp://cam/1", Some("-i rtsp://cam/1"));
+        check_split("-i a.mp4 -c:v copy -map 0:v", "-i a.mp4 -c:v copy -map 0:v", Some("-i a.mp4"));
+        check_split(
+            "-i a.mp4 -af volume=2 -map 0:a:1",
+            "-i a.mp4 -af volume=2 -map 0:a:1",
+            Some("-i a.mp4 -af volume=2 -map 0:a:1"),
+        );
+        check_split("-i a.mp4 -an", "-i a.mp4 -an", None);
+        check_split("-f v4l2 -i /dev/video2", "-f v4l2 -i /dev/video2", None);
+        check_split("-f mpegts -i pipe:0", "-f mpegts -i pipe:0", None);
+        check_split(
+            "-f v4l2 -i /dev/video2 -f alsa -i hw:1 -vf hflip",
+            "-f v4l2 -i /dev/video2 -vf hflip",
+            Some("-f alsa -i hw:1"),
+        );
+        check_split(
+            "-f v4l2 -i /dev/video2 -f alsa -i hw:1 -map 0:v",
+            "-f v4l2 -i /dev/video2 -f alsa -i hw:1 -map 0:v",
+            Some("-f alsa -i hw:1"),
+        );
+        check_split(
+            "-re -f lavfi -i testsrc2[out0];sine[out1]",
+            "-re -f lavfi -i testsrc2[out0];sine[out1]",
+            Some("-re -f lavfi -i testsrc2[out0];sine[out1]"),
+        );
+        assert_eq!(
+            sound_line(&strings(&["-i", "a.mp4"]), 2).join(" "),
+            "-hide_banner -nostats -loglevel warning -i a.mp4 -vn -sn -dn -c:a pcm_s16le -ar 48000 -ac 2 \
+             -threads 1 -f nut -flush_packets 1 pipe:1"
+        );
+    }
+
+    #[test]
+    fn local_files_at_their_own_speed_are_films() {
+        let file = std::env::temp_dir().join(format!("lightpipe it's {}.mp4", std::process::id()));
+        std::fs::write(&file, "").expect("a new file");
+        let path = std::fs::canonicalize(&file).expect("it is there").display().to_string();
+        let film_in = |options: &str, after: &str| {
+            let words = [strings(&options.split_whitespace().collect::<Vec<_>>()), vec!["-i".into(), path.clone()]];
+            let after = strings(&after.split_whitespace().collect::<Vec<_>>());
+            let args = [words.concat(), after].concat();
+            as_film(&Input { args, filter: None, capture_delay: Duration::ZERO })
+        };
+        let found = |options: &str, after: &str| {
+            Some((
+                path.clone(),
+                strings(&options.split_whitespace().collect::<Vec<_>>()),
+                strings(&after.split_whitespace().collect::<Vec<_>>()),
+            ))
+        };
+        assert_eq!(film_in("-re -stream_loop -1", ""), found("", ""));
+        assert_eq!(film_in("-re -c:v h264_cuvid", "-c:v copy"), found("-c:v h264_cuvid", "-c:v copy"));
+        for options in ["", "-stream_loop -1", "-re -stream_loop 3", "-re -ss 5", "-re -f mp4"] {
+            assert_eq!(film_in(options, ""), None, "{options}");
+        }
+        std::fs::remove_file(&file).expect("the file just made");
+        assert_eq!(film_in("-re", ""), None, "it is gone");
+
+        let played = Film {
+            path: "/a b/it's.mp4".into(),
+            options: strings(&["-c:v", "h264"]),
+            timeline: std::sync::Arc::new(super::super::Timeline::new(Duration::from_millis(5010))),
+        };
+        let line = film(&played, Duration::from_millis(12_000), &strings(&["-vf", "hflip"]));
+        let (list, rest) = (line[11].clone(), [&line[..11], &line[12..]].concat());
+        assert_eq!(
+            rest.join(" "),
+            "-c:v h264 -ss 1.980000 -f concat -safe 0 -protocol_whitelist data,file,crypto -i -vf hflip"
+        );
+        let turn = "file 'file:/a b/it'\\''s.mp4'\nduration 5.010000\n";
+        assert!(list.starts_with(&format!("data:text/plain,ffconcat version 1.0\n{turn}{turn}")), "{list}");
+        assert!(list.len() <= MAX_LIST_LEN + 100);
+        assert!(!film(&played, Duration::ZERO, &[]).contains(&"-ss".to_owned()));
+    }
+
+    #[test]
+    fn pictures_of_a_film_keep_their_times() {
+        let output = Output::Raw { size: Size::new(640, 360), fps: 30, pixels: PixelFormat::I420, fit: Fit::Stretch };
+        let input = Input { args: strings(&["-i", "list"]), filter: None, capture_delay: Duration::ZERO };
+        let line = command_line(&input, true, &output).expect("a good output");
+        assert_eq!(
+            line.join(" "),
+            "-hide_banner -nostats -loglevel warning -i list -an -sn -dn \
+             -vf select='isnan(prev_selected_t)+gte(t-prev_selected_t,0.030000)',\
+             scale=640:360:flags=fast_bilinear:out_color_matrix=bt709:out_range=tv \
+             -fps_mode passthrough -enc_time_base 1:90000 -threads 1 -c:v rawvideo -pix_fmt yuv420p -f nut \
+             -flush_packets 1 pipe:1"
+        );
+    }
+
+    #[track_caller]
     fn check_desktop(platform: Platform, wish: &Desktop, expected: &str) {
         assert_eq!(desktop(platform, wish, 30).args.join(" "), expected);
     }
@@ -429,7 +682,7 @@ mod tests {
 
     #[track_caller]
     fn check_line(output: &Output, expected: &str) {
-        let line = command_line(&lavfi("testsrc2"), output).expect("a good output");
+        let line = command_line(&lavfi("testsrc2"), false, output).expect("a good output");
         let common = "-hide_banner -nostats -loglevel warning -flags low_delay \
                       -re -f lavfi -i testsrc2 -an -sn -dn";
         assert_eq!(line.join(" "), format!("{common} {expected} -flush_packets 1 pipe:1"));
@@ -456,7 +709,7 @@ mod tests {
         );
         for fps in [0, 241] {
             let output = Output::Raw { size: Size::new(640, 360), fps, pixels: PixelFormat::Bgra, fit: Fit::Pad };
-            let refused = command_line(&lavfi("testsrc2"), &output);
+            let refused = command_line(&lavfi("testsrc2"), false, &output);
             assert!(matches!(refused, Err(SourceError::BadFps(n)) if n == fps));
         }
     }

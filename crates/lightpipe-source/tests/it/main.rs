@@ -3,5 +3,6 @@
 mod cube;
 mod exec;
 mod ffmpeg;
+mod film;
 mod lab;
 mod pattern;

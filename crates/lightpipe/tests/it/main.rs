@@ -3,6 +3,7 @@
 mod readme;
 #[cfg(target_os = "linux")]
 mod record;
+mod sound;
 mod viewer;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};

@@ -460,7 +460,7 @@ fn fifteen_seconds_of_a_live_pattern_are_in_the_file_to_the_frame() {
     config.server.host = [127, 0, 0, 1].into();
     config.server.port = 0;
     (config.video.width, config.video.height) = (SIZE.width, SIZE.height);
-    config.sources.insert("pattern".to_owned(), "pattern".to_owned());
+    config.sources.insert("pattern".to_owned(), lightpipe::config::SourceTexts::One("pattern".to_owned()));
     let server = lightpipe::Server::start(config).expect("a free port");
     let stream = server.streams().find("pattern").expect("a stream");
     let notes = Arc::new(Notes::default());

@@ -1,6 +1,7 @@
 //! What the tests share: a server process, an HTTP client, a native viewer, browsers.
 
 pub(crate) mod browser;
+pub(crate) mod hear;
 pub(crate) mod http;
 pub(crate) mod peers;
 pub(crate) mod publishing;
