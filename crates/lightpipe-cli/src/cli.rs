@@ -31,7 +31,8 @@ Exit codes: 0 ended by a signal; 2 wrong flags, file or environment; 3 the serve
 
 const PLAY_EXAMPLES: &str = "Examples:
   lightpipe play http://127.0.0.1:8080/whep/cube --verbose
-  lightpipe play https://media.example/whep/cam --token SECRET --raw | ffplay -f rawvideo -video_size 1280x720 -
+  lightpipe play https://media.example/whep/cam --token SECRET -o cam.mp4 --seconds 60
+  lightpipe play https://media.example/whep/cam --raw | ffplay -f rawvideo -video_size 1280x720 -
   lightpipe play https://media.example/whep/cam --pcm --seconds 10 > sound.pcm
 
 Plays until SIGINT or SIGTERM, until --seconds are over, or until nobody reads standard output any more. A server that comes back
@@ -180,6 +181,9 @@ pub(crate) struct PlayFlags {
     /// Bearer token
     #[arg(long, env = "LIGHTPIPE_WHIP_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// Write the stream into this file, as it comes: MP4 (H.264 and Opus) or WebM (VP8 and Opus); an existing file is replaced
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
     /// Decoded pictures on standard output: I420, one after the other; their size is told on standard error
     #[arg(long)]
     pub(crate) raw: bool,

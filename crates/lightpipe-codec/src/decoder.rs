@@ -41,6 +41,8 @@ pub trait VideoDecoder: Send {
 pub fn decoder_for(codec: VideoCodec) -> Result<Box<dyn VideoDecoder>, DecodeError> {
     match codec {
         VideoCodec::H264 => Ok(Box::new(crate::openh264_decoder::OpenH264Decoder::new()?)),
+        #[cfg(feature = "vpx")]
+        VideoCodec::Vp8 => Ok(Box::new(crate::vp8_decoder::Vp8Decoder::new()?)),
         other => Err(DecodeError::NoDecoder(other)),
     }
 }

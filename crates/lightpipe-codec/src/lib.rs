@@ -14,6 +14,8 @@ pub mod opus;
 mod thread;
 #[cfg(feature = "vpx")]
 pub mod vp8;
+#[cfg(feature = "vpx")]
+pub mod vp8_decoder;
 
 pub use audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
 pub use audio_thread::{AudioSetup, AudioThread};

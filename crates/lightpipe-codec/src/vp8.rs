@@ -267,7 +267,9 @@ impl Drop for Vp8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lightpipe_media::{FramePool, MediaTime, vp8};
+    use crate::decoder::VideoDecoder;
+    use crate::vp8_decoder::Vp8Decoder;
+    use lightpipe_media::{AccessUnit, FramePool, MediaTime, Stages, vp8};
 
     const SIZE: Size = Size::new(320, 180);
 
@@ -333,51 +335,17 @@ mod tests {
         encoder.poll().expect("nothing is dropped, so every picture comes out")
     }
 
-    /// The library's other half.
-    struct Decoder(Box<sys::vpx_codec_ctx_t>);
-
-    impl Decoder {
-        fn new() -> Self {
-            let mut context = Box::<sys::vpx_codec_ctx_t>::default();
-            // SAFETY: as for the encoder; without settings the decoder takes its defaults.
-            let code = unsafe {
-                let version = sys::VPX_DECODER_ABI_VERSION as c_int;
-                sys::vpx_codec_dec_init_ver(&raw mut *context, sys::vpx_codec_vp8_dx(), ptr::null(), 0, version)
-            };
-            check("vpx_codec_dec_init", code).expect("a decoder");
-            Self(context)
-        }
-
-        /// The decoded planes, rows without padding.
-        fn decode(&mut self, data: &[u8]) -> [Vec<u8>; 3] {
-            // SAFETY: the bytes outlive the call, and the image is the decoder's until the next one.
-            unsafe {
-                let len = data.len() as u32;
-                check(
-                    "vpx_codec_decode",
-                    sys::vpx_codec_decode(&raw mut *self.0, data.as_ptr(), len, ptr::null_mut(), 0),
-                )
-                .expect("decodes");
-                let mut position = ptr::null();
-                let image = sys::vpx_codec_get_frame(&raw mut *self.0, &raw mut position).as_ref().expect("a picture");
-                std::array::from_fn(|plane| {
-                    let shift = u32::from(plane > 0);
-                    let (width, height) = ((image.d_w + shift) >> shift, (image.d_h + shift) >> shift);
-                    let row = |y: u32| {
-                        let start = image.planes[plane].offset(y as isize * image.stride[plane] as isize);
-                        std::slice::from_raw_parts(start, width as usize)
-                    };
-                    (0..height).flat_map(row).copied().collect()
-                })
-            }
-        }
-    }
-
-    impl Drop for Decoder {
-        fn drop(&mut self) {
-            // SAFETY: initialised in `new`.
-            unsafe { sys::vpx_codec_destroy(&raw mut *self.0) };
-        }
+    /// The decoded planes of a picture, rows without padding.
+    fn decode(decoder: &mut Vp8Decoder, encoded: &Encoded, size: Size) -> [Vec<u8>; 3] {
+        let stages = Stages::all_at(encoded.captured);
+        let data = encoded.data.clone();
+        let unit = AccessUnit::new(VideoCodec::Vp8, data, encoded.captured, encoded.keyframe, size, stages);
+        let frame = decoder.decode(&unit).expect("decodes").expect("a picture");
+        assert_eq!((frame.size(), frame.captured), (size, encoded.captured));
+        std::array::from_fn(|plane| {
+            let layout = frame.layout(plane);
+            frame.plane(plane).chunks(layout.stride).flat_map(|row| &row[..layout.row_bytes]).copied().collect()
+        })
     }
 
     /// Peak signal-to-noise ratio of a decoded plane, dB.
@@ -403,11 +371,11 @@ mod tests {
     fn check_decodes(size: Size, content: Content) {
         let bitrate_bps = 500_000.max(u64::from(size.width * size.height) * 2);
         let mut encoder = Vp8::new(EncoderConfig { size, content, bitrate_bps, ..config() }).expect("encoder");
-        let mut decoder = Decoder::new();
+        let mut decoder = Vp8Decoder::new().expect("a decoder");
         for n in 0..40 {
             let frame = scene(size, n);
             let encoded = encode(&mut encoder, &frame);
-            let planes = decoder.decode(&encoded.data);
+            let planes = decode(&mut decoder, &encoded, size);
             for (plane, decoded) in planes.iter().enumerate() {
                 let psnr = psnr(&frame, plane, decoded);
                 // The rate control believes every scene hard until it has seen some pictures of it.
@@ -438,7 +406,7 @@ mod tests {
         assert_eq!(forced.captured, at(5), "capture time is carried through");
         assert!(!encode(&mut encoder, &noise(6)).keyframe);
         // Whoever begins here sees the picture.
-        Decoder::new().decode(&forced.data);
+        decode(&mut Vp8Decoder::new().expect("a decoder"), &forced, SIZE);
     }
 
     #[test]

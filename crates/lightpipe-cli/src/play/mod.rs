@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use lightpipe::{Client, ClientState, Endpoint, NamedSource, Server, SourceSpec};
 use lightpipe_media::Stream;
+use lightpipe_net::record::{FileRecorder, RecordError, RecordOptions, RecordStats};
 
 use self::raw::{Medium, RawOutput};
 use crate::cli::PlayFlags;
@@ -17,6 +18,9 @@ use crate::{output, settings};
 
 /// The stream's name inside of this process.
 const NAME: &str = "play";
+
+/// How often the recorder is asked whether it still records.
+const FAILURE_CHECK: Duration = Duration::from_millis(100);
 
 /// How often progress is told.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,6 +42,11 @@ pub(crate) fn run(flags: &PlayFlags) -> anyhow::Result<ExitCode> {
     server.add_source(&NamedSource { name: NAME.into(), spec: SourceSpec::Whep(endpoint), text: "whep".into() })?;
     let stream = server.streams().find(NAME).context("the stream was just added")?;
     let client = server.clients().all().pop().context("its client, too")?;
+    // Before the first picture comes: it is the keyframe with which the file begins.
+    let recorder = match &flags.output {
+        Some(path) => Some(FileRecorder::start(&stream, path, RecordOptions::default())?),
+        None => None,
+    };
     let played = runtime.block_on(async {
         let limit = async {
             match flags.seconds {
@@ -50,11 +59,32 @@ pub(crate) fn run(flags: &PlayFlags) -> anyhow::Result<ExitCode> {
                 tracing::info!(signal, "stopping");
                 Ok(())
             }
-            played = play(flags, &client, &stream, limit) => played,
+            played = play(flags, &client, &stream, recorder.as_ref(), limit) => played,
         }
     });
+    // The file first: what came is whole in it, however long the server takes to say goodbye.
+    let recorded = recorder.map(FileRecorder::finish);
     server.stop();
-    played.map(|()| ExitCode::SUCCESS)
+    played?;
+    if let Some(recorded) = recorded {
+        tell_recorded(flags, &recorded?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line about the file.
+fn tell_recorded(flags: &PlayFlags, stats: &RecordStats) {
+    let Some(path) = &flags.output else { return };
+    let progress = &stats.progress;
+    let dropped = stats.dropped_pictures + stats.dropped_packets;
+    let dropped = if dropped > 0 { format!(", {dropped} dropped because the disk is too slow") } else { String::new() };
+    output::note(format_args!(
+        "{}: {} pictures, {} packets of sound, {:.1} s{dropped}",
+        path.display(),
+        progress.pictures,
+        progress.packets,
+        progress.duration.as_secs_f64()
+    ));
 }
 
 /// Plays until `limit` resolves, counted from the first picture or sound, or until there is no more hope.
@@ -62,6 +92,7 @@ async fn play(
     flags: &PlayFlags,
     client: &Client,
     stream: &Arc<Stream>,
+    recorder: Option<&FileRecorder>,
     limit: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     wait_connected(client).await?;
@@ -88,6 +119,7 @@ async fn play(
         },
         () = async { first(stream).await; limit.await } => Ok(()),
         ended = watch(client) => ended,
+        error = failure(recorder) => Err(error.into()),
         () = report(flags, stream) => Ok(()),
     }
 }
@@ -111,6 +143,17 @@ async fn wait_connected(client: &Client) -> anyhow::Result<()> {
             _ => {}
         }
         status = client.changed(status.state).await;
+    }
+}
+
+/// Resolves when the recording ended by itself.
+async fn failure(recorder: Option<&FileRecorder>) -> RecordError {
+    let Some(recorder) = recorder else { return std::future::pending().await };
+    loop {
+        if let Some(error) = recorder.error() {
+            return error;
+        }
+        tokio::time::sleep(FAILURE_CHECK).await;
     }
 }
 

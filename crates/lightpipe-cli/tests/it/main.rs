@@ -29,6 +29,7 @@ mod metrics;
 mod mic;
 mod pictures;
 mod pipes;
+mod play;
 mod publish;
 mod refused;
 mod restart;
