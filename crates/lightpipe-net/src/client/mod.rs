@@ -81,6 +81,8 @@ impl Client {
     /// Feeds a stream with what a WHEP server sends, again and again until stopped. Call inside a tokio runtime.
     pub fn play(engine: Arc<MediaEngine>, stream: Arc<Stream>, config: ClientConfig) -> Self {
         let signaling = HttpSignaling::whep(config.url.clone(), config.token.clone());
+        // Who comes before the server's answer is told of sound: a line that stays silent does no harm, a missing one would.
+        stream.add_audio();
         let session = EngineSession::new(engine, Arc::clone(&stream), Direction::Play);
         let client = Self::with_parts(stream.name(), &config.url, signaling, session, || std::future::ready(()));
         tokio::spawn(show_in_health(client.status.clone(), stream));

@@ -52,8 +52,9 @@ pub(crate) struct EngineSession {
 }
 
 impl EngineSession {
-    pub(crate) const fn new(engine: Arc<MediaEngine>, stream: Arc<Stream>, direction: Direction) -> Self {
-        Self { engine, stream, direction, current: None, codec: None }
+    pub(crate) fn new(engine: Arc<MediaEngine>, stream: Arc<Stream>, direction: Direction) -> Self {
+        let codec = stream.has_video().then(|| stream.codec());
+        Self { engine, stream, direction, current: None, codec }
     }
 }
 
@@ -62,7 +63,7 @@ impl EngineSession {
     fn settle_codec(&mut self) {
         if self.direction == Direction::Play {
             let codec = self.stream.has_video().then(|| self.stream.codec());
-            if self.codec != codec && self.codec.is_some() {
+            if self.codec != codec {
                 self.engine.close_viewers_of(self.stream.name(), DisconnectCause::StreamEnded);
             }
             self.codec = codec;

@@ -138,15 +138,19 @@ impl Teller {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            if self.ended || self.app.sessions.events(&self.name, &self.session, &self.id).is_err() {
+            if self.ended {
                 return None;
             }
             let mut stopping = self.app.stopping.clone();
+            // Before the session is looked for: it may be over by now for the same reason.
             if *stopping.borrow() {
                 // Whoever comes back will find the next server, or this one again.
                 self.ended = true;
                 self.tell(EventType::Reconnect, json!({}));
                 continue;
+            }
+            if self.app.sessions.events(&self.name, &self.session, &self.id).is_err() {
+                return None;
             }
             self.look();
             if self.ready.is_empty() {

@@ -4,6 +4,7 @@
 
 mod channel;
 mod estimate;
+mod hostile;
 mod ice;
 mod lab;
 mod lifetime;

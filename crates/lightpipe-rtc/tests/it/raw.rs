@@ -1,15 +1,16 @@
 //! A viewer on the bare engine: shows packets, reports and messages as they come, and can do what a browser can.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use lightpipe_rtc::{Credentials, DisconnectCause, Output, PeerError, PeerEvent, control};
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::channel::ChannelId;
-use str0m::media::{Direction, MediaKind};
+use str0m::media::{Direction, KeyframeRequestKind, MediaKind};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::rtcp::SenderInfo;
-use str0m::rtp::{Extension, ExtensionValues};
+use str0m::rtp::{Extension, ExtensionValues, Ssrc};
 use str0m::{Candidate, Rtc};
 
 /// Ids of the extensions that this viewer offers on top of the engine's standard ones; not those that we would choose.
@@ -49,6 +50,8 @@ pub(crate) struct RawViewer {
     channel: Option<ChannelId>,
     pub(crate) answer: String,
     pub(crate) seen: Vec<Seen>,
+    /// Of the streams that came.
+    ssrcs: BTreeSet<Ssrc>,
     pub(crate) messages: Vec<(Instant, String)>,
     connected: bool,
     closed: bool,
@@ -79,6 +82,7 @@ impl RawViewer {
             channel: None,
             answer: String::new(),
             seen: Vec::new(),
+            ssrcs: BTreeSet::new(),
             messages: Vec::new(),
             connected: false,
             closed: false,
@@ -113,6 +117,15 @@ impl RawViewer {
 
     pub(crate) const fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Asks for a keyframe on every stream that it receives, as often as it is called.
+    pub(crate) fn request_keyframe(&mut self, kind: KeyframeRequestKind) {
+        for ssrc in self.ssrcs.clone() {
+            if let Some(stream) = self.rtc.direct_api().stream_rx(&ssrc) {
+                stream.request_keyframe(kind);
+            }
+        }
     }
 
     pub(crate) fn close(&mut self) {
@@ -164,12 +177,15 @@ impl RawViewer {
                 self.connected = true;
                 self.events.push(PeerEvent::Connected);
             }
-            str0m::Event::RtpPacket(packet) => self.seen.push(Seen {
-                at: now,
-                seq_no: *packet.seq_no,
-                values: packet.header.ext_vals,
-                report: packet.last_sender_info,
-            }),
+            str0m::Event::RtpPacket(packet) => {
+                self.ssrcs.insert(packet.header.ssrc);
+                self.seen.push(Seen {
+                    at: now,
+                    seq_no: *packet.seq_no,
+                    values: packet.header.ext_vals,
+                    report: packet.last_sender_info,
+                });
+            }
             str0m::Event::ChannelOpen(id, _) => self.channel = Some(id),
             str0m::Event::ChannelData(data) => {
                 self.messages.push((now, String::from_utf8_lossy(&data.data).into_owned()));
