@@ -270,6 +270,11 @@ for (const select of [pickVideo, pickAudio]) {
     } catch (error) { complain(deviceProblem(error)); }
   });
 }
+// What the browser cannot send is no choice.
+const sendable = new Set((RTCRtpSender.getCapabilities?.('video')?.codecs ?? []).map((codec) => codec.mimeType));
+for (const option of sendable.size ? [...pickCodec.options] : []) {
+  if (option.value && !sendable.has(`video/${option.value}`)) option.remove();
+}
 pickCodec.addEventListener('change', () => { if (wanted) void connect(); });
 addEventListener('pagehide', () => session?.close());
 

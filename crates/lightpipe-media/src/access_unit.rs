@@ -15,6 +15,10 @@ pub enum VideoCodec {
     H264,
     /// VP8 (RFC 6386).
     Vp8,
+    /// VP9, profile 0. Passed on only: we neither encode nor decode it.
+    Vp9,
+    /// AV1, Main profile. Passed on only, as VP9 is.
+    Av1,
 }
 
 impl VideoCodec {
@@ -23,6 +27,8 @@ impl VideoCodec {
         match self {
             Self::H264 => "h264",
             Self::Vp8 => "vp8",
+            Self::Vp9 => "vp9",
+            Self::Av1 => "av1",
         }
     }
 }
@@ -53,7 +59,8 @@ impl Stages {
 pub struct AccessUnit {
     /// The coding of `data`.
     pub codec: VideoCodec,
-    /// H.264: Annex-B byte stream, SPS and PPS in front of every IDR. VP8: the frame.
+    /// H.264: Annex-B byte stream, SPS and PPS in front of every IDR. VP8: the frame. VP9: the frame or
+    /// superframe. AV1: the temporal unit without its delimiter, each OBU with its length.
     pub data: Arc<[u8]>,
     /// When the picture was taken.
     pub captured: MediaTime,
@@ -79,11 +86,20 @@ impl AccessUnit {
         Self { codec, data: data.into(), captured, keyframe, size, stages, payloads: OnceLock::new() }
     }
 
-    /// RTP payloads of this picture, made on the first call and shared by every viewer.
+    /// The same with the RTP payloads that it came in, to be passed on as they are: their descriptors say of layers and references what
+    /// `data` does not.
+    #[must_use]
+    pub fn with_payloads(self, payloads: RtpPayloads) -> Self {
+        Self { payloads: OnceLock::from(payloads), ..self }
+    }
+
+    /// RTP payloads of this picture, made on the first call and shared by every viewer. A picture of a codec that is passed on only has
+    /// those of [`Self::with_payloads`], else none.
     pub fn rtp_payloads(&self) -> &RtpPayloads {
         self.payloads.get_or_init(|| match self.codec {
             VideoCodec::H264 => packetize::h264(&self.data, packetize::MAX_PAYLOAD_LEN),
             VideoCodec::Vp8 => vp8::packetize(&self.data, packetize::MAX_PAYLOAD_LEN),
+            VideoCodec::Vp9 | VideoCodec::Av1 => RtpPayloads::default(),
         })
     }
 }

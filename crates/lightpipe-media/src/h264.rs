@@ -1,5 +1,6 @@
 //! H.264 bytes: NAL units, parameter sets, where one picture ends and the next begins.
 
+use crate::bits;
 use crate::frame::Size;
 
 /// The four-byte start code that we write.
@@ -139,7 +140,7 @@ impl Sps {
             return Err(SpsError::NotSps);
         }
         let rbsp = unescape(&nal[1..]);
-        let mut bits = Bits { bytes: &rbsp, at: 0 };
+        let mut bits = Bits(bits::Bits::new(&rbsp));
         let profile_idc = bits.take(8)? as u8;
         let constraints = bits.take(8)? as u8;
         let level_idc = bits.take(8)? as u8;
@@ -243,20 +244,11 @@ fn unescape(nal: &[u8]) -> Vec<u8> {
     out
 }
 
-struct Bits<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
+struct Bits<'a>(bits::Bits<'a>);
 
 impl Bits<'_> {
     fn take(&mut self, count: u32) -> Result<u32, SpsError> {
-        let mut value = 0;
-        for _ in 0..count {
-            let byte = self.bytes.get(self.at / 8).ok_or(SpsError::Truncated)?;
-            value = (value << 1) | u32::from(byte >> (7 - self.at % 8) & 1);
-            self.at += 1;
-        }
-        Ok(value)
+        self.0.take(count).ok_or(SpsError::Truncated)
     }
 
     /// Unsigned Exp-Golomb (§9.1), at most 31 leading zeros.

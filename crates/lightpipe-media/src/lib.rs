@@ -1,4 +1,4 @@
-//! The words of lightpipe: time, pictures, access units, H.264 bytes, RTP payloads, streams.
+//! The words of lightpipe: time, pictures, access units, bytes of H.264 and its kin, RTP payloads, streams.
 //!
 //! Everything here is plain data and plain logic. There are no sockets, no tasks and no clock: an
 //! instant is always an argument, so that every behaviour can be tested in virtual time.
@@ -11,6 +11,8 @@ pub mod access_unit;
 pub mod annexb;
 pub mod arrival;
 pub mod audio;
+pub mod av1;
+mod bits;
 pub mod container;
 pub mod convert;
 pub mod event;
@@ -24,6 +26,7 @@ pub mod stream;
 pub mod time;
 pub mod timecode;
 pub mod vp8;
+pub mod vp9;
 
 pub use access_unit::{AccessUnit, Stages, VideoCodec};
 pub use arrival::{ArrivalClock, TrackClock};

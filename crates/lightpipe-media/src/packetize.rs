@@ -15,6 +15,10 @@ use crate::h264::{self, NalType};
 /// come off it.
 pub const MAX_PAYLOAD_LEN: usize = 1128;
 
+/// Longest RTP payload that is passed on as it came, bytes. What [`MAX_PAYLOAD_LEN`] lists fits beside it into the 1500 bytes of an Ethernet
+/// frame over IPv4.
+pub const MAX_FORWARDED_LEN: usize = 1400;
+
 /// Payloads of one access unit, in sending order. The last carries the RTP marker bit.
 #[derive(Debug, Clone, Default)]
 pub struct RtpPayloads {
@@ -156,13 +160,13 @@ pub enum DepacketizeError {
     /// A length field points past the end.
     #[error("truncated {0}")]
     Truncated(&'static str),
-    /// A continuation of a NAL unit whose start never came.
-    #[error("FU-A fragment without its start")]
+    /// A continuation of a NAL unit, a frame or an OBU whose start never came, or a start where the one before has not ended.
+    #[error("fragment without its start")]
     OrphanFragment,
     /// Interleaved mode or a reserved type: not negotiated.
     #[error("NAL unit type {0} is not part of packetization-mode 1")]
     UnexpectedType(u8),
-    /// The access unit outgrew [`Depacketizer::MAX_ACCESS_UNIT`].
+    /// The access unit outgrew [`Depacketizer::MAX_ACCESS_UNIT`], or its parts what the format has.
     #[error("access unit larger than {} bytes", Depacketizer::MAX_ACCESS_UNIT)]
     TooLarge,
 }

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lightpipe_media::av1::{self, Av1Depacketizer};
 use lightpipe_media::h264::{self, NalType};
-use lightpipe_media::packetize::{DepacketizeError, Depacketizer};
+use lightpipe_media::packetize::{DepacketizeError, Depacketizer, MAX_FORWARDED_LEN};
 use lightpipe_media::vp8::{self, Vp8Depacketizer};
+use lightpipe_media::vp9::{self, Vp9Depacketizer};
 use lightpipe_media::{Size, VideoCodec};
 use str0m::Rtc;
 use str0m::media::{KeyframeRequestKind, Mid};
@@ -33,17 +35,33 @@ struct Waiting {
     payload: Arc<[u8]>,
 }
 
+/// Payloads of one picture that are kept to be passed on. A picture of [`Depacketizer::MAX_ACCESS_UNIT`] has fewer, unless they are crumbs.
+const MAX_PAYLOADS: usize = 16_384;
+
 #[derive(Debug)]
 enum Collect {
     H264(Depacketizer),
     Vp8(Vp8Depacketizer),
+    Vp9(Vp9Depacketizer),
+    Av1(Av1Depacketizer),
 }
 
 impl Collect {
+    fn new(codec: VideoCodec) -> Self {
+        match codec {
+            VideoCodec::Vp8 => Self::Vp8(Vp8Depacketizer::default()),
+            VideoCodec::Vp9 => Self::Vp9(Vp9Depacketizer::default()),
+            VideoCodec::Av1 => Self::Av1(Av1Depacketizer::default()),
+            _ => Self::H264(Depacketizer::default()),
+        }
+    }
+
     fn push(&mut self, payload: &[u8]) -> Result<(), DepacketizeError> {
         match self {
             Self::H264(d) => d.push(payload),
             Self::Vp8(d) => d.push(payload),
+            Self::Vp9(d) => d.push(payload),
+            Self::Av1(d) => d.push(payload),
         }
     }
 
@@ -51,6 +69,8 @@ impl Collect {
         match self {
             Self::H264(d) => d.take(),
             Self::Vp8(d) => d.take(),
+            Self::Vp9(d) => d.take(),
+            Self::Av1(d) => d.take(),
         }
     }
 
@@ -58,7 +78,14 @@ impl Collect {
         match self {
             Self::H264(d) => d.reset(),
             Self::Vp8(d) => d.reset(),
+            Self::Vp9(d) => d.reset(),
+            Self::Av1(d) => d.reset(),
         }
+    }
+
+    /// Whether payloads go on as they came.
+    const fn keeps_payloads(&self) -> bool {
+        matches!(self, Self::Vp9(_) | Self::Av1(_))
     }
 }
 
@@ -69,6 +96,8 @@ pub(crate) struct Inbound {
     waiting: BTreeMap<u64, Waiting>,
     next_seq_no: Option<u64>,
     collect: Collect,
+    /// What the picture being collected came in, of the codecs that go on as they came.
+    payloads: Vec<Arc<[u8]>>,
     /// When the first packet of the picture being collected arrived.
     began: Option<Instant>,
     /// The picture being collected is damaged.
@@ -84,16 +113,13 @@ pub(crate) struct Inbound {
 
 impl Inbound {
     pub(crate) fn new(mid: Mid, codec: VideoCodec) -> Self {
-        let collect = match codec {
-            VideoCodec::Vp8 => Collect::Vp8(Vp8Depacketizer::default()),
-            _ => Collect::H264(Depacketizer::default()),
-        };
         Self {
             mid,
             ssrc: None,
             waiting: BTreeMap::new(),
             next_seq_no: None,
-            collect,
+            collect: Collect::new(codec),
+            payloads: Vec::new(),
             began: None,
             damaged: false,
             needs_keyframe: true,
@@ -113,6 +139,7 @@ impl Inbound {
                 self.waiting.clear();
                 self.next_seq_no = None;
                 self.collect.reset();
+                self.payloads.clear();
                 self.needs_keyframe = true;
             }
         }
@@ -157,7 +184,7 @@ impl Inbound {
             let packet = entry.remove();
             self.next_seq_no = Some(seq_no + 1);
             self.began.get_or_insert(packet.arrived);
-            if !self.damaged && self.collect.push(&packet.payload).is_err() {
+            if !self.damaged && self.collect(&packet.payload).is_err() {
                 self.damaged = true;
                 self.collect.reset();
             }
@@ -165,6 +192,16 @@ impl Inbound {
                 self.complete(now, &packet);
             }
         }
+    }
+
+    fn collect(&mut self, payload: &Arc<[u8]>) -> Result<(), DepacketizeError> {
+        if self.collect.keeps_payloads() {
+            if payload.len() > MAX_FORWARDED_LEN || self.payloads.len() == MAX_PAYLOADS {
+                return Err(DepacketizeError::TooLarge);
+            }
+            self.payloads.push(Arc::clone(payload));
+        }
+        self.collect.push(payload)
     }
 
     /// When to call [`Self::release`] although nothing came.
@@ -197,6 +234,7 @@ impl Inbound {
 
     fn complete(&mut self, now: Instant, last: &Waiting) {
         let data = self.collect.take();
+        let payloads = std::mem::take(&mut self.payloads);
         let began = self.began.take().unwrap_or(now);
         let damaged = std::mem::take(&mut self.damaged) || data.is_empty();
         let keyframe = !damaged && self.is_keyframe(&data);
@@ -214,6 +252,7 @@ impl Inbound {
         self.counters.pictures += 1;
         self.pictures.push_back(Picture {
             data,
+            payloads: self.collect.keeps_payloads().then(|| payloads.into_iter().collect()),
             rtp_timestamp: last.rtp_timestamp,
             rtp_time: last.rtp_time,
             keyframe,
@@ -224,7 +263,7 @@ impl Inbound {
     }
 
     fn is_keyframe(&mut self, data: &[u8]) -> bool {
-        match self.collect {
+        match &self.collect {
             Collect::H264(_) => {
                 // Parameter sets come in front of every IDR. One without them lost its beginning before we saw the stream.
                 let whole = h264::is_keyframe(data) && h264::nals(data).any(|n| NalType::of(n) == NalType::Sps);
@@ -237,6 +276,16 @@ impl Inbound {
                 let size = vp8::size_of(data);
                 self.size = size.or(self.size);
                 size.is_some()
+            }
+            Collect::Vp9(depacketizer) => {
+                let size = vp9::size_of(data);
+                self.size = size.and(depacketizer.largest_layer()).or(size).or(self.size);
+                size.is_some()
+            }
+            Collect::Av1(_) => {
+                let keyframe = av1::is_keyframe(data);
+                self.size = av1::size_of(data).filter(|_| keyframe).or(self.size);
+                keyframe
             }
         }
     }

@@ -1,11 +1,13 @@
 //! Offers and candidates from strangers: limits first, then the engine; and which codec a viewer gets.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use lightpipe_media::VideoCodec;
 use str0m::change::{SdpAnswer, SdpOffer};
-use str0m::format::{Codec, PayloadParams};
-use str0m::media::{MediaKind, Mid, Pt};
+use str0m::format::{Codec, FormatParams, PayloadParams};
+use str0m::media::{Frequency, MediaKind, Mid, Pt};
+use str0m::{Rtc, RtcConfig};
 
 /// Longest SDP accepted, bytes.
 pub const MAX_SDP_LEN: usize = 64 << 10;
@@ -37,7 +39,7 @@ pub enum OfferError {
     NoAudio,
     /// A publisher's offer without anything that we can take.
     #[error(
-        "nothing in the offer can be taken: H.264 (packetization-mode 1), VP8 and Opus are, the offer sends {offered}"
+        "nothing in the offer can be taken: H.264 (packetization-mode 1), VP8, VP9, AV1 (both of profile 0) and Opus are, the offer sends {offered}"
     )]
     NothingPublished {
         /// Codecs of the offer's video m-lines.
@@ -129,7 +131,27 @@ fn usable(sdp: &str) -> Result<String, SdpFlaw> {
     }
     // Browsers behind mDNS write candidates that nobody but their own network resolves. The engine parses
     // addresses only, so these lines leave before it sees them; the peer-reflexive pair does the work.
-    Ok(sdp.lines().filter(|l| !is_mdns_candidate(l)).flat_map(|l| [l.trim_end(), "\r\n"]).collect())
+    let av1 = payload_types_of(sdp, " av1/90000");
+    let lines = sdp.lines().filter(|l| !is_mdns_candidate(l)).map(str::trim_end);
+    Ok(lines.filter_map(|l| without_av1_level(l, &av1)).flat_map(|l| [l, Cow::Borrowed("\r\n")]).collect())
+}
+
+/// Payload types whose `rtpmap` ends like this, in lower case.
+fn payload_types_of<'a>(sdp: &'a str, codec: &str) -> Vec<&'a str> {
+    let maps = sdp.lines().filter(|line| line.trim_end().to_ascii_lowercase().ends_with(codec));
+    maps.filter_map(|line| payload_type(line, "a=rtpmap:")).collect()
+}
+
+/// The engine takes AV1 of one level and tier only. Both are the most that the writer of the line can receive (AOM's RTP payload format
+/// §7.2), and pictures that are passed on are as large as they are, whatever either side wrote.
+fn without_av1_level<'a>(line: &'a str, av1: &[&str]) -> Option<Cow<'a, str>> {
+    if payload_type(line, "a=fmtp:").is_none_or(|pt| !av1.contains(&pt)) {
+        return Some(Cow::Borrowed(line));
+    }
+    let (head, parameters) = line.split_once(' ')?;
+    let of_level = |parameter: &&str| matches!(parameter.split('=').next().map(str::trim), Some(name) if name.eq_ignore_ascii_case("level-idx") || name.eq_ignore_ascii_case("tier"));
+    let rest: Vec<&str> = parameters.split(';').filter(|parameter| !of_level(parameter)).collect();
+    (!rest.is_empty()).then(|| Cow::Owned(format!("{head} {}", rest.join(";"))))
 }
 
 /// Mids of a description, in order.
@@ -145,12 +167,7 @@ pub(crate) fn mids_of(sdp: &str) -> Vec<Mid> {
 /// - Opus without its channels, which are always two (RFC 7587 §4.1).
 fn as_meant(sdp: &str) -> String {
     let has_mode = |line: &str| line.to_ascii_lowercase().contains("packetization-mode=");
-    let modeless: Vec<&str> = if sdp.lines().any(has_mode) {
-        Vec::new()
-    } else {
-        let h264 = |line: &str| line.to_ascii_lowercase().ends_with(" h264/90000");
-        sdp.lines().filter(|l| h264(l)).filter_map(|l| payload_type(l, "a=rtpmap:")).collect()
-    };
+    let modeless = if sdp.lines().any(has_mode) { Vec::new() } else { payload_types_of(sdp, " h264/90000") };
     let mut meant = String::with_capacity(sdp.len());
     for line in sdp.lines() {
         meant.push_str(line);
@@ -223,20 +240,53 @@ pub(crate) fn published_codec(offer: &str, prefer: Option<VideoCodec>) -> Option
             let prefix = format!("a={name}:{pt} ");
             section.lines().find_map(|l| l.trim_end().strip_prefix(&prefix).map(str::to_ascii_lowercase))
         };
+        let format = attribute("fmtp").unwrap_or_default().replace(' ', "");
+        let parameter =
+            |name: &str| format.split(';').find_map(|parameter| parameter.strip_prefix(name)?.strip_prefix('='));
         let map = attribute("rtpmap")?;
         match map.split('/').next()? {
             "vp8" => Some(VideoCodec::Vp8),
+            // RFC 9628 §6.1, and §7.2 of AV1's: 4:2:0 of 8 bits (AV1: or 10), which is also what is meant without the parameter.
+            "vp9" => parameter("profile-id").is_none_or(|profile| profile == "0").then_some(VideoCodec::Vp9),
+            "av1" => parameter("profile").is_none_or(|profile| profile == "0").then_some(VideoCodec::Av1),
             "h264" => {
                 // RFC 6184 §8.1: without the parameter it is mode 0, one packet per NAL unit.
-                let format = attribute("fmtp")?.replace(' ', "");
-                let baseline = format.contains("profile-level-id=42");
-                (baseline && format.split(';').any(|p| p == "packetization-mode=1")).then_some(VideoCodec::H264)
+                let mode = parameter("packetization-mode")?;
+                let baseline = parameter("profile-level-id")?.starts_with("42");
+                (baseline && mode == "1").then_some(VideoCodec::H264)
             }
             _ => None,
         }
     };
     let codecs: Vec<VideoCodec> = order.filter_map(codec_of).collect();
     prefer.filter(|codec| codecs.contains(codec)).or_else(|| codecs.first().copied())
+}
+
+/// The engine with one more codec, and the payload types that it has in offers of ours.
+pub(crate) fn with_codec(mut config: RtcConfig, codec: VideoCodec) -> RtcConfig {
+    match codec {
+        VideoCodec::Vp8 => config.enable_vp8(true),
+        VideoCodec::Vp9 => {
+            // The engine's own way would take 10-bit pictures, too, which viewers need not decode.
+            let format = FormatParams { profile_id: Some(0), ..FormatParams::default() };
+            config.codec_config().add_config(
+                98.into(),
+                Some(99.into()),
+                Codec::Vp9,
+                Frequency::NINETY_KHZ,
+                None,
+                format,
+            );
+            config
+        }
+        VideoCodec::Av1 => config.enable_av1(true),
+        _ => {
+            let codecs = config.codec_config();
+            codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
+            codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
+            config
+        }
+    }
 }
 
 /// The m-line and payload type on which a peer receives our H.264.
@@ -263,18 +313,21 @@ pub(crate) struct SendLine {
 }
 
 /// First sending video m-line with a payload type for our codec.
-pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid], codec: VideoCodec) -> Option<SendLine> {
+pub(crate) fn video_line(rtc: &Rtc, mids: &[Mid], codec: VideoCodec) -> Option<SendLine> {
     mids.iter().find_map(|mid| {
         let media = rtc.media(*mid)?;
         if media.kind() != MediaKind::Video || !media.direction().is_sending() {
             return None;
         }
         let params = rtc.codec_config().params();
+        let first = |codec: Codec| {
+            let is_it = |p: &&PayloadParams| p.spec().codec == codec && media.remote_pts().contains(&p.pt());
+            params.iter().find(is_it).map(PayloadParams::pt)
+        };
         let pt = match codec {
-            VideoCodec::Vp8 => params
-                .iter()
-                .find(|p| p.spec().codec == Codec::Vp8 && media.remote_pts().contains(&p.pt()))
-                .map(PayloadParams::pt),
+            VideoCodec::Vp8 => first(Codec::Vp8),
+            VideoCodec::Vp9 => first(Codec::Vp9),
+            VideoCodec::Av1 => first(Codec::Av1),
             _ => choose_h264(media.remote_pts(), params),
         }?;
         Some(SendLine { mid: *mid, pt })
@@ -282,7 +335,7 @@ pub(crate) fn video_line(rtc: &str0m::Rtc, mids: &[Mid], codec: VideoCodec) -> O
 }
 
 /// First sending audio m-line with a payload type for Opus.
-pub(crate) fn audio_line(rtc: &str0m::Rtc, mids: &[Mid]) -> Option<SendLine> {
+pub(crate) fn audio_line(rtc: &Rtc, mids: &[Mid]) -> Option<SendLine> {
     mids.iter().find_map(|mid| {
         let media = rtc.media(*mid)?;
         if media.kind() != MediaKind::Audio || !media.direction().is_sending() {
@@ -462,6 +515,19 @@ mod tests {
     }
 
     #[test]
+    fn levels_of_av1_do_not_reach_the_engine() {
+        #[track_caller]
+        fn check(parameters: &str, expected: &str) {
+            let sdp = format!("a=rtpmap:45 AV1/90000\na=fmtp:45 {parameters}\na=fmtp:46 {parameters}");
+            let expected = format!("a=rtpmap:45 AV1/90000|{expected}a=fmtp:46 {parameters}|");
+            assert_eq!(usable(&sdp).unwrap_or_default().replace("\r\n", "|"), expected);
+        }
+        check("level-idx=8;profile=0;tier=1", "a=fmtp:45 profile=0|");
+        check("profile=1; level-idx=5", "a=fmtp:45 profile=1|");
+        check("level-idx=5;tier=0", "");
+    }
+
+    #[test]
     fn codecs_of_the_offer_are_named() {
         let sdp = "m=audio 9 x 111\r\na=rtpmap:111 opus/48000/2\r\nm=video 9 x 96 97 98\r\na=rtpmap:96 VP8/90000\r\na=rtpmap:97 rtx/90000\r\na=rtpmap:98 VP9/90000\r\n";
         assert_eq!(offered_video_codecs(sdp), "VP8, VP9");
@@ -494,7 +560,7 @@ mod tests {
             |text: &str, prefer, expected| assert_eq!(published_codec(&line(text), prefer), expected, "{text:?}");
         let vp8 = "a=rtpmap:96 VP8/90000\r\n";
         let h264 = "a=rtpmap:97 H264/90000\r\na=fmtp:97 packetization-mode=1;profile-level-id=42e01f\r\n";
-        let both = format!("m=video 9 x 98 96 97\r\na=rtpmap:98 AV1/90000\r\n{vp8}{h264}");
+        let both = format!("m=video 9 x 98 96 97\r\na=rtpmap:98 H265/90000\r\n{vp8}{h264}");
         check(&both, None, Some(VideoCodec::Vp8));
         check(&both, Some(VideoCodec::H264), Some(VideoCodec::H264));
         check(&format!("m=video 9 x 97 96\r\n{vp8}{h264}"), None, Some(VideoCodec::H264));
@@ -505,6 +571,17 @@ mod tests {
         check(high, None, None);
         let mode0 = "m=video 9 x 97\r\na=rtpmap:97 H264/90000\r\na=fmtp:97 profile-level-id=42e01f\r\n";
         check(mode0, None, None);
+        let (ten_bits, vp9) = (
+            "a=rtpmap:98 VP9/90000\r\na=fmtp:98 profile-id=2\r\n",
+            "a=rtpmap:99 VP9/90000\r\na=fmtp:99 profile-id=0\r\n",
+        );
+        check(&format!("m=video 9 x 98 99 96\r\n{ten_bits}{vp9}{vp8}"), None, Some(VideoCodec::Vp9));
+        check(&format!("m=video 9 x 98 96\r\n{ten_bits}{vp8}"), Some(VideoCodec::Vp9), Some(VideoCodec::Vp8));
+        let av1 = "a=rtpmap:45 AV1/90000\r\n";
+        let high = "a=fmtp:45 level-idx=5;profile=1;tier=0\r\n";
+        check(&format!("m=video 9 x 45 96\r\n{av1}{vp8}"), None, Some(VideoCodec::Av1));
+        check(&format!("m=video 9 x 45 96\r\n{av1}{high}{vp8}"), None, Some(VideoCodec::Vp8));
+        check(&format!("m=video 9 x 45 96\r\n{av1}{vp8}"), Some(VideoCodec::Vp8), Some(VideoCodec::Vp8));
         check("", None, None);
     }
 

@@ -1104,15 +1104,7 @@ fn rtc_config(config: &PeerConfig, tracks: Tracks) -> RtcConfig {
     // Our first check leaves before the viewer has read our answer, and is dropped there; the retransmissions find it ready.
     // At the engine's 250 ms a viewer with a host candidate in its offer needs a second to connect (measured).
     rtc_config.set_initial_stun_rto(INITIAL_STUN_RTO);
-    match tracks.video {
-        Some(VideoCodec::Vp8) => rtc_config.enable_vp8(true),
-        _ => {
-            let codecs = rtc_config.codec_config();
-            codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
-            codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
-            rtc_config
-        }
-    }
+    negotiate::with_codec(rtc_config, tracks.video.unwrap_or(VideoCodec::H264))
 }
 
 /// Whether a wake-up of the engine may come late by [`SHARED_TURNS`]: nothing on the wire waits for it.
@@ -1146,9 +1138,12 @@ fn no_video(offer: &str, codec: VideoCodec) -> OfferError {
     if negotiate::wants_video(offer) {
         OfferError::NoCommonCodec {
             ours: match codec {
-                VideoCodec::Vp8 => "VP8".to_owned(),
-                _ => "H.264 Constrained Baseline".to_owned(),
-            },
+                VideoCodec::Vp8 => "VP8",
+                VideoCodec::Vp9 => "VP9",
+                VideoCodec::Av1 => "AV1",
+                _ => "H.264 Constrained Baseline",
+            }
+            .to_owned(),
             offered: negotiate::offered_video_codecs(offer),
         }
     } else {

@@ -114,10 +114,11 @@ impl Publisher {
         Ok((publisher, answer))
     }
 
-    /// Asks for a stream: the receiving end of WHEP. H.264 is wanted more than VP8. [`Self::accept_answer`] comes next; until then the
-    /// session waits, for as long as the caller likes.
+    /// Asks for a stream: the receiving end of WHEP. H.264 is wanted most, then VP8, VP9, AV1. [`Self::accept_answer`] comes next; until
+    /// then the session waits, for as long as the caller likes.
     pub fn offer(config: PeerConfig, now: Instant) -> Result<(Self, String), PeerError> {
-        let mut publisher = Self::new(rtc_config(&config, &[VideoCodec::H264, VideoCodec::Vp8]), config, now);
+        let codecs = [VideoCodec::H264, VideoCodec::Vp8, VideoCodec::Vp9, VideoCodec::Av1];
+        let mut publisher = Self::new(rtc_config(&config, &codecs), config, now);
         let mut change = publisher.rtc.sdp_api();
         change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
         change.add_media(MediaKind::Audio, Direction::RecvOnly, None, None, None);
@@ -438,7 +439,10 @@ impl Publisher {
             let media_clock = &self.config.clock;
             let captured = clock.capture(picture.rtp_time, media_clock.at(picture.began), &mut self.wall);
             let stages = Stages::all_at(media_clock.at(now).max(captured));
-            let unit = AccessUnit::new(codec, picture.data, captured, picture.keyframe, size, stages);
+            let mut unit = AccessUnit::new(codec, picture.data, captured, picture.keyframe, size, stages);
+            if let Some(payloads) = picture.payloads {
+                unit = unit.with_payloads(payloads);
+            }
             self.published.push_back(Published::Picture(Arc::new(unit)));
         }
     }
@@ -453,15 +457,7 @@ fn rtc_config(config: &PeerConfig, codecs: &[VideoCodec]) -> RtcConfig {
         .clear_codecs()
         .enable_opus(true, false);
     for codec in codecs {
-        rtc_config = match codec {
-            VideoCodec::Vp8 => rtc_config.enable_vp8(true),
-            _ => {
-                let codecs = rtc_config.codec_config();
-                codecs.add_h264(108.into(), Some(109.into()), true, 0x42_e01f);
-                codecs.add_h264(127.into(), Some(121.into()), true, 0x42_001f);
-                rtc_config
-            }
-        };
+        rtc_config = negotiate::with_codec(rtc_config, *codec);
     }
     rtc_config
 }

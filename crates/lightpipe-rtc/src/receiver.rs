@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use lightpipe_media::packetize::RtpPayloads;
 use lightpipe_media::{Size, VideoCodec};
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::media::{Direction, MediaKind};
@@ -15,6 +16,7 @@ use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, IceConnectionState, Rtc};
 
 use crate::inbound::Inbound;
+use crate::negotiate;
 use crate::peer::{Identity, Output, PeerError, PeerEvent};
 use crate::{DisconnectCause, OfferError};
 
@@ -23,8 +25,10 @@ pub use crate::inbound::REORDER_WAIT;
 /// One received picture.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// Annex-B, or the VP8 frame.
+    /// As [`lightpipe_media::AccessUnit::data`] says of the codec.
     pub data: Vec<u8>,
+    /// What it came in, of a codec that is passed on as it came.
+    pub payloads: Option<RtpPayloads>,
     /// RTP timestamp.
     pub rtp_timestamp: u32,
     /// The same without its wraps.
@@ -87,12 +91,8 @@ impl Receiver {
         address: SocketAddr,
         now: Instant,
     ) -> Result<(Self, String), PeerError> {
-        let mut config = Rtc::builder().set_rtp_mode(true).set_dtls_cert(identity.certificate()).clear_codecs();
-        match codec {
-            VideoCodec::Vp8 => config = config.enable_vp8(true),
-            _ => config.codec_config().add_h264(108.into(), Some(109.into()), true, 0x42_e01f),
-        }
-        let mut rtc = config.build(now);
+        let config = Rtc::builder().set_rtp_mode(true).set_dtls_cert(identity.certificate()).clear_codecs();
+        let mut rtc = negotiate::with_codec(config, codec).build(now);
         let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| OfferError::Malformed(e.to_string()))?;
         rtc.add_local_candidate(candidate);
         let mut change = rtc.sdp_api();

@@ -98,6 +98,16 @@ async fn chromium_publishes_vp8() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn chromium_publishes_vp9() {
+    is_seen_and_heard(Kind::Chromium, "VP9", "vp9").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chromium_publishes_av1() {
+    is_seen_and_heard(Kind::Chromium, "AV1", "av1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn firefox_publishes_vp8() {
     is_seen_and_heard(Kind::Firefox, "", "vp8").await;
 }

@@ -115,11 +115,11 @@ pub trait Container: Send {
     fn progress(&self) -> Progress;
 }
 
-/// A container for pictures of this codec: MP4 for H.264, WebM for VP8.
+/// A container for pictures of this codec: MP4 for H.264, WebM for the others.
 pub fn for_codec(codec: VideoCodec, tracks: Tracks, limits: FragmentLimits) -> Box<dyn Container> {
     match codec {
         VideoCodec::H264 => Box::new(Mp4Writer::new(tracks, limits)),
-        VideoCodec::Vp8 => Box::new(WebmWriter::new(tracks, limits)),
+        VideoCodec::Vp8 | VideoCodec::Vp9 | VideoCodec::Av1 => Box::new(WebmWriter::new(codec, tracks, limits)),
     }
 }
 
@@ -127,6 +127,6 @@ pub fn for_codec(codec: VideoCodec, tracks: Tracks, limits: FragmentLimits) -> B
 pub const fn extension(codec: VideoCodec) -> &'static str {
     match codec {
         VideoCodec::H264 => "mp4",
-        VideoCodec::Vp8 => "webm",
+        VideoCodec::Vp8 | VideoCodec::Vp9 | VideoCodec::Av1 => "webm",
     }
 }

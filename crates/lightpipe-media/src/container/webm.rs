@@ -1,4 +1,4 @@
-//! WebM (RFC 9559 and the WebM Project's guidelines): VP8 and Opus.
+//! WebM (RFC 9559 and the WebM Project's guidelines): VP8, VP9 or AV1, and Opus.
 //!
 //! ```text
 //!   EBML Segment( Void Info Tracks │ Cluster │ Cluster │ … │ Cues )      at the end: `Void` becomes `SeekHead`, `Info` tells the duration
@@ -17,7 +17,7 @@ use super::{Container, FragmentLimits, MAX_FRAGMENT_SAMPLES, Progress, Tracks, W
 use crate::access_unit::{AccessUnit, VideoCodec};
 use crate::audio::{AudioPacket, SAMPLE_RATE_HZ};
 use crate::frame::Size;
-use crate::vp8;
+use crate::{av1, vp8, vp9};
 
 const VIDEO_NUMBER: u8 = 1;
 const AUDIO_NUMBER: u8 = 2;
@@ -82,9 +82,12 @@ mod id {
 /// Writes WebM. See [`Container`] for the order of calls.
 #[derive(Debug)]
 pub struct WebmWriter {
+    codec: VideoCodec,
     intake: Intake,
     limits: FragmentLimits,
     size: Size,
+    /// What a decoder must know beforehand; AV1 only.
+    codec_private: Vec<u8>,
     blocks: Vec<Block>,
     waiting: usize,
     /// Where the segment's data begins; positions in the file count from here.
@@ -107,12 +110,14 @@ struct Block {
 }
 
 impl WebmWriter {
-    /// A writer for a file with these tracks. VP8 only.
-    pub fn new(tracks: Tracks, limits: FragmentLimits) -> Self {
+    /// A writer for a file with these tracks, the pictures in VP8, VP9 or AV1.
+    pub fn new(codec: VideoCodec, tracks: Tracks, limits: FragmentLimits) -> Self {
         Self {
+            codec,
             intake: Intake::new(tracks),
             limits: FragmentLimits { duration: limits.duration.min(MAX_CLUSTER), ..limits },
             size: Size::new(0, 0),
+            codec_private: Vec::new(),
             blocks: Vec::new(),
             waiting: 0,
             segment_at: 0,
@@ -164,7 +169,16 @@ impl WebmWriter {
         let video = tracks.video.then(|| {
             let (width, height) = (u64::from(self.size.width), u64::from(self.size.height));
             let size = [uint(id::PIXEL_WIDTH, width), uint(id::PIXEL_HEIGHT, height)];
-            entry(VIDEO_NUMBER, 1, b"V_VP8", master(id::VIDEO, &size))
+            let name: &[u8] = match self.codec {
+                VideoCodec::Vp9 => b"V_VP9",
+                VideoCodec::Av1 => b"V_AV1",
+                _ => b"V_VP8",
+            };
+            let private = match &self.codec_private[..] {
+                [] => Vec::new(),
+                known => element(id::CODEC_PRIVATE, known),
+            };
+            entry(VIDEO_NUMBER, 1, name, [private, master(id::VIDEO, &size)].concat())
         });
         let audio = tracks.audio.then(|| {
             let form = [float(id::SAMPLING_FREQUENCY, f64::from(SAMPLE_RATE_HZ)), uint(id::CHANNELS, 2)];
@@ -229,8 +243,19 @@ impl WebmWriter {
         if !self.intake.wants(unit) {
             return;
         }
-        let size = vp8::size_of(&unit.data);
-        if unit.codec != VideoCodec::Vp8 || (vp8::is_keyframe(&unit.data) && size.is_none()) {
+        let data = &unit.data;
+        let (keyframe, size) = match unit.codec {
+            VideoCodec::Vp8 => (vp8::is_keyframe(data), vp8::size_of(data)),
+            // Of several layers the frame tells the lowest one's size, the descriptors told the highest one's.
+            VideoCodec::Vp9 => (vp9::is_keyframe(data), vp9::size_of(data).and(Some(unit.size))),
+            VideoCodec::Av1 => {
+                let keyframe = av1::is_keyframe(data);
+                (keyframe, av1::size_of(data).filter(|_| keyframe))
+            }
+            _ => (false, None),
+        };
+        let private = if unit.codec == VideoCodec::Av1 { av1::configuration(data) } else { Some(Vec::new()) };
+        if unit.codec != self.codec || (keyframe && (size.is_none() || private.is_none())) {
             self.intake.progress.dropped_bad += 1;
             return;
         }
@@ -241,6 +266,7 @@ impl WebmWriter {
                 return;
             };
             self.size = size;
+            self.codec_private = private.unwrap_or_default();
             held = self.intake.start(unit.captured);
             self.header();
         }
@@ -359,7 +385,8 @@ mod tests {
 
     #[test]
     fn clusters_begin_with_keyframes_or_after_a_second_and_the_end_tells_where_they_are() {
-        let mut writer = WebmWriter::new(Tracks { video: true, audio: true }, FragmentLimits::default());
+        let mut writer =
+            WebmWriter::new(VideoCodec::Vp8, Tracks { video: true, audio: true }, FragmentLimits::default());
         let mut file = Vec::new();
         let mut take = |writer: &mut WebmWriter| {
             while let Some(write) = writer.poll() {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
+use lightpipe_media::packetize::RtpPayloads;
 use lightpipe_media::stream::KEYFRAME_REQUEST_HOLDOFF;
 use lightpipe_media::{AccessUnit, MediaClock, MediaTime, Size, Stages, VideoCodec};
 use lightpipe_rtc::receiver::{Picture, Receiver};
@@ -262,6 +263,13 @@ impl Encoder {
             (ordinary * (0.7 + 0.6 * self.rng.f64())) as usize
         };
         let mut data = Vec::with_capacity(len + 64);
+        if matches!(self.codec, VideoCodec::Vp9 | VideoCodec::Av1) {
+            let body: Vec<u8> = (0..len.max(1)).map(|_| self.rng.u8(..)).collect();
+            let (data, payloads) =
+                if self.codec == VideoCodec::Vp9 { vp9(keyframe, self.count, &body) } else { av1(keyframe, &body) };
+            let unit = Arc::into_inner(self.unit(now, clock, data, keyframe)).expect("ours alone");
+            return Arc::new(unit.with_payloads(payloads));
+        }
         if self.codec == VideoCodec::Vp8 {
             // 1280×720, and one byte that says no keyframe (RFC 6386 §9.1).
             let head: &[u8] = if keyframe { &[0x10, 2, 0, 0x9d, 0x01, 0x2a, 0x00, 0x05, 0xd0, 0x02] } else { &[0x11] };
@@ -297,6 +305,63 @@ impl Encoder {
         let stages = Stages { received: captured, encode_started: captured, encoded };
         Arc::new(AccessUnit::new(self.codec, data, captured, keyframe, Size::new(1280, 720), stages))
     }
+}
+
+/// A VP9 frame of 1280×720 with payloads as libwebrtc makes them: flexible mode off, one layer, a picture id of 15 bits.
+fn vp9(keyframe: bool, count: u64, body: &[u8]) -> (Vec<u8>, RtpPayloads) {
+    let head: &[u8] = if keyframe { &[0x82, 0x49, 0x83, 0x42, 0x00, 0x4f, 0xf0, 0x2c, 0xf0] } else { &[0x86] };
+    let frame = [head, body].concat();
+    let parts: Vec<&[u8]> = frame.chunks(1100).collect();
+    let payload = |(index, part): (usize, &&[u8])| -> Arc<[u8]> {
+        let (first, last) = (index == 0, index + 1 == parts.len());
+        let flags = 0xa0
+            | if keyframe { 0 } else { 0x40 }
+            | if first { 0x08 } else { 0 }
+            | if last { 0x04 } else { 0 }
+            | if first && keyframe { 0x02 } else { 0 };
+        let mut payload = vec![flags, 0x80 | (count >> 8 & 0x7f) as u8, count as u8, 0, count as u8];
+        if first && keyframe {
+            payload.extend_from_slice(&[0x18, 0x05, 0x00, 0x02, 0xd0, 1, 0x04, 1]);
+        }
+        payload.extend_from_slice(part);
+        payload.into()
+    };
+    let payloads = parts.iter().enumerate().map(payload).collect();
+    (frame, payloads)
+}
+
+/// A temporal unit of AV1 with payloads as libwebrtc makes them: a keyframe's first has the sequence header too.
+fn av1(keyframe: bool, body: &[u8]) -> (Vec<u8>, RtpPayloads) {
+    // 640×360, as SVT-AV1 writes it.
+    let sequence: &[u8] = &[0x00, 0x00, 0x00, 0x0c, 0xc4, 0xff, 0x67, 0x3e, 0xfe, 0x40, 0x10];
+    let frame = [&[if keyframe { 0x10 } else { 0x30 }], body].concat();
+    let mut unit = Vec::new();
+    if keyframe {
+        unit.extend_from_slice(&[0x0a, sequence.len() as u8]);
+        unit.extend_from_slice(sequence);
+    }
+    unit.push(0x32);
+    let mut len = frame.len();
+    while len >= 0x80 {
+        unit.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    unit.push(len as u8);
+    unit.extend_from_slice(&frame);
+
+    let parts: Vec<&[u8]> = frame.chunks(1100).collect();
+    let payload = |(index, part): (usize, &&[u8])| -> Arc<[u8]> {
+        let continues = if index > 0 { 0x80 } else { 0 } | if index + 1 < parts.len() { 0x40 } else { 0 };
+        let mut payload = match (index, keyframe) {
+            (0, true) => [&[continues | 0x28, sequence.len() as u8 + 1, 0x08], sequence, &[0x30]].concat(),
+            (0, false) => vec![continues | 0x10, 0x30],
+            _ => vec![continues | 0x10],
+        };
+        payload.extend_from_slice(part);
+        payload.into()
+    };
+    let payloads = parts.iter().enumerate().map(payload).collect();
+    (unit, payloads)
 }
 
 /// The laboratory.
@@ -410,7 +475,8 @@ impl Lab {
     /// A server to which the stream is pushed: we offer, it answers.
     pub(crate) fn push(&mut self, down: LinkConfig, up: LinkConfig) -> usize {
         let local = self.next_address();
-        let (mut peer, offer) = Peer::offer(self.config.clone(), Tracks::VIDEO, self.now).unwrap();
+        let tracks = Tracks { video: Some(self.encoder.codec), audio: false };
+        let (mut peer, offer) = Peer::offer(self.config.clone(), tracks, self.now).unwrap();
         let config = PeerConfig { addresses: vec![local], identity: Identity::generate(), ..self.config.clone() };
         let (publisher, answer) = Publisher::answer(config, &offer, None, self.now).unwrap();
         peer.accept_answer(&answer, self.now).unwrap();
@@ -422,7 +488,8 @@ impl Lab {
         let local = self.next_address();
         let config = PeerConfig { addresses: vec![local], identity: Identity::generate(), ..self.config.clone() };
         let (mut publisher, offer) = Publisher::offer(config, self.now).unwrap();
-        let (peer, answer) = Peer::answer(self.config.clone(), &offer, Tracks::VIDEO, self.now).unwrap();
+        let tracks = Tracks { video: Some(self.encoder.codec), audio: false };
+        let (peer, answer) = Peer::answer(self.config.clone(), &offer, tracks, self.now).unwrap();
         publisher.accept_answer(&answer, self.now).unwrap();
         self.add(peer, Viewer::Publisher(Box::new(publisher)), local, answer, down, up)
     }
@@ -586,23 +653,28 @@ impl Lab {
                 }
             }
         }
-        // The bytes say which picture it is.
-        let published_at = |data: &[u8]| {
+        // The bytes say which picture it is. Of a codec that is passed on as it came, they are in the same payloads as before.
+        let published_at = |data: &[u8], payloads: Option<&RtpPayloads>| {
             let recent = published.range(clock.at(*now - secs(5))..).map(|(_, entry)| entry);
             let original = recent.rev().find(|(_, unit)| *unit.data == *data);
-            original.expect("a whole picture is one that was published, byte for byte").0
+            let (at, unit) = original.expect("a whole picture is one that was published, byte for byte");
+            assert!(payloads.is_none_or(|payloads| payloads.iter().eq(unit.rtp_payloads().iter())));
+            assert_eq!(payloads.is_some(), matches!(unit.codec, VideoCodec::Vp9 | VideoCodec::Av1));
+            *at
         };
         match &mut pair.viewer {
             Viewer::Native(receiver) => {
-                while let Some(Picture { data, rtp_timestamp, keyframe, completed, .. }) = receiver.take_picture() {
-                    let age = completed - published_at(&data);
+                while let Some(picture) = receiver.take_picture() {
+                    let Picture { rtp_timestamp, keyframe, completed, .. } = picture;
+                    let age = completed - published_at(&picture.data, picture.payloads.as_ref());
                     pair.pictures.push(Arrived { rtp_timestamp, keyframe, completed, age });
                 }
             }
             Viewer::Publisher(publisher) => {
                 while let Some(published) = publisher.take() {
                     let Published::Picture(unit) = published else { continue };
-                    let age = *now - published_at(&unit.data);
+                    let passed_on = matches!(unit.codec, VideoCodec::Vp9 | VideoCodec::Av1);
+                    let age = *now - published_at(&unit.data, passed_on.then(|| unit.rtp_payloads()));
                     // Its own clock's: what the RTP timestamp was is not kept.
                     let rtp_timestamp = unit.captured.as_micros() as u32;
                     pair.pictures.push(Arrived { rtp_timestamp, keyframe: unit.keyframe, completed: *now, age });

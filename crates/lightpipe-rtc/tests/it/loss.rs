@@ -5,6 +5,8 @@ use lightpipe_testkit::netlab::{GilbertElliott, LinkConfig};
 
 use crate::lab::{Lab, Pair, ms, secs};
 
+const ALL_CODECS: [VideoCodec; 4] = [VideoCodec::H264, VideoCodec::Vp8, VideoCodec::Vp9, VideoCodec::Av1];
+
 /// Whole pictures per sent picture.
 fn complete(pair: &Pair) -> f64 {
     pair.pictures.len() as f64 / pair.peer.counters().sent_frames as f64
@@ -18,8 +20,10 @@ fn percentile(pair: &Pair, share: f64) -> std::time::Duration {
 
 #[test]
 fn viewer_survives_two_percent_loss() {
-    use VideoCodec::{H264, Vp8};
-    let runs = [(7, false, H264), (8, true, H264), (9, false, H264), (10, true, H264), (7, false, Vp8), (8, true, Vp8)];
+    use VideoCodec::{Av1, H264, Vp8, Vp9};
+    let ours = [(7, false, H264), (8, true, H264), (9, false, H264), (10, true, H264), (7, false, Vp8), (8, true, Vp8)];
+    let passed_on = [(7, false, Vp9), (8, true, Vp9), (7, false, Av1), (8, true, Av1)];
+    let runs = ours.into_iter().chain(passed_on);
     for (seed, estimate, codec) in runs {
         let link = LinkConfig::default().with_delay_millis(20);
         let mut lab = Lab::seeded(seed).with_codec(codec);
@@ -94,7 +98,7 @@ fn bursts_of_loss_and_reordering_end_and_the_picture_goes_on() {
         .with_bursts(bursts)
         .with_reorder(0.02, ms(6))
         .with_duplicate(0.01);
-    for codec in [VideoCodec::H264, VideoCodec::Vp8] {
+    for codec in ALL_CODECS {
         let mut lab = Lab::seeded(11).with_codec(codec);
         let viewer = lab.join(down.clone(), LinkConfig::default().with_delay_millis(15));
         lab.connect();
@@ -110,7 +114,7 @@ fn bursts_of_loss_and_reordering_end_and_the_picture_goes_on() {
 /// What retransmission cannot repair any more, a keyframe does, and what came meanwhile is not shown.
 #[test]
 fn an_outage_ends_with_a_keyframe_that_the_viewer_asked_for() {
-    for codec in [VideoCodec::H264, VideoCodec::Vp8] {
+    for codec in ALL_CODECS {
         let link = LinkConfig::default().with_delay_millis(20);
         let mut lab = Lab::seeded(3).with_codec(codec);
         let viewer = lab.join(link.clone(), link);

@@ -34,6 +34,12 @@ fn vp8(pt: u8) -> String {
     )
 }
 
+/// Another codec's payload type with its RTX and this `fmtp`.
+fn other(pt: u8, name: &str, format: &str) -> String {
+    let format = if format.is_empty() { String::new() } else { format!("a=fmtp:{pt} {format}\r\n") };
+    vp8(pt).replace("VP8", name) + &format
+}
+
 const EXTENSIONS: &str = "a=extmap:14 urn:ietf:params:rtp-hdrext:toffset\r\n\
     a=extmap:2 http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time\r\n\
     a=extmap:13 urn:3gpp:video-orientation\r\n\
@@ -179,6 +185,45 @@ fn offers_of_other_programs_are_answered_with_what_both_sides_have() {
     check(&published(include_str!("sdp/aiortc-publish-h264.sdp")), "99 H264/90000", "96 opus/48000/2");
     check(&published(include_str!("sdp/aiortc-publish-vp8.sdp")), "97 VP8/90000", "96 opus/48000/2");
     check(&published(include_str!("sdp/gstreamer-whipclientsink.sdp")), "96 H264/90000", "97 opus/48000/2");
+}
+
+/// VP9 and AV1 of profile 0, whatever level is written; each with its own payload type and RTX.
+#[test]
+fn streams_that_are_passed_on_are_answered_in_their_own_codec() {
+    let lab = Lab::seeded(1);
+    let offers = [
+        other(98, "VP9", "profile-id=0"),
+        other(41, "VP9", ""),
+        [other(100, "VP9", "profile-id=2"), other(96, "VP9", "profile-id=0")].concat(),
+        other(45, "AV1", "level-idx=5;profile=0;tier=0"),
+        other(39, "AV1", "level-idx=13;profile=0;tier=1"),
+        other(99, "AV1", ""),
+    ];
+    let expected = [("98", "VP9"), ("41", "VP9"), ("96", "VP9"), ("45", "AV1"), ("39", "AV1"), ("99", "AV1")];
+    for (codecs, (pt, name)) in offers.iter().zip(expected) {
+        let pts: Vec<u8> = codecs
+            .lines()
+            .filter(|line| line.ends_with(&format!("{name}/90000")))
+            .filter_map(|line| line.strip_prefix("a=rtpmap:")?.split(' ').next()?.parse().ok())
+            .collect();
+        let codec = if name == "VP9" { VideoCodec::Vp9 } else { VideoCodec::Av1 };
+        let wanted = vec![
+            (pt.to_owned(), format!("{name}/90000")),
+            ((pt.parse::<u8>().unwrap() + 1).to_string(), "rtx/90000".into()),
+        ];
+        let offer = only(codecs, &pts);
+        let tracks = Tracks { video: Some(codec), audio: false };
+        let (_, viewed) = Peer::answer(lab.config.clone(), &offer, tracks, lab.now).unwrap();
+        assert_eq!(answered_codecs(&viewed), wanted, "{codecs}");
+        let sends = offer.replace("a=recvonly", "a=sendonly");
+        let (publisher, published) = Publisher::answer(lab.config.clone(), &sends, None, lab.now).unwrap();
+        assert_eq!((publisher.offered().video, answered_codecs(&published)), (Some(codec), wanted), "{codecs}");
+        let other_stream = Peer::answer(lab.config.clone(), &offer, Tracks::VIDEO, lab.now);
+        assert!(matches!(other_stream, Err(PeerError::Offer(OfferError::NoCommonCodec { .. }))), "{other_stream:?}");
+        let refused = Peer::answer(lab.config.clone(), &only(&vp8(96), &[96]), tracks, lab.now);
+        let sentence = format!("no common video codec: this stream is {name}, the offer has VP8");
+        assert_eq!(refused.unwrap_err().to_string(), sentence);
+    }
 }
 
 #[test]

@@ -329,7 +329,7 @@ fn vp8() -> Vec<Media> {
 #[test]
 fn vp8_and_sound_come_out_of_a_webm_as_they_were_captured() {
     let media = in_order([vp8(), packets(6_911_000, 17_000_000)].concat());
-    let (file, killed, progress) = write(WebmWriter::new(BOTH, FragmentLimits::default()), &media);
+    let (file, killed, progress) = write(WebmWriter::new(VideoCodec::Vp8, BOTH, FragmentLimits::default()), &media);
     let folder = TempDir::new().expect("a folder");
     let path = folder.path().join("out.webm");
     std::fs::write(&path, &file).expect("room");
@@ -401,7 +401,7 @@ async fn browsers_play_and_seek_in_both_containers_and_play_what_a_kill_left() {
     let media = in_order([pictures(&irregular(17_000_000), SIZE), packets(6_911_000, 17_000_000)].concat());
     let (mp4, killed, progress) = write(Mp4Writer::new(BOTH, FragmentLimits::default()), &media);
     let media = in_order([vp8(), packets(6_911_000, 17_000_000)].concat());
-    let (webm, ..) = write(WebmWriter::new(BOTH, FragmentLimits::default()), &media);
+    let (webm, ..) = write(WebmWriter::new(VideoCodec::Vp8, BOTH, FragmentLimits::default()), &media);
     let mut resized = pictures(&irregular(9_000_000), SIZE);
     let rest: Vec<i64> = irregular(13_000_000).into_iter().map(|time| time + 2_100_000).collect();
     resized.extend(pictures(&rest, Size::new(640, 360)));
