@@ -115,7 +115,7 @@ pub struct FileRecorder {
 }
 
 impl FileRecorder {
-    /// Starts to record a stream: H.264 as fragmented MP4, VP8 as WebM; which one turns out with the first picture or packet. A file
+    /// Starts to record a stream: H.264 as fragmented MP4, the others as WebM; which one turns out with the first picture or packet. A file
     /// of that name is replaced. What is no regular file (a FIFO) gets the same bytes, without the duration that is written over
     /// the beginning in the end.
     pub fn start(stream: &Arc<Stream>, path: impl Into<PathBuf>, options: RecordOptions) -> Result<Self, RecordError> {

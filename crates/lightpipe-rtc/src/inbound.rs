@@ -278,9 +278,11 @@ impl Inbound {
                 size.is_some()
             }
             Collect::Vp9(depacketizer) => {
-                let size = vp9::size_of(data);
-                self.size = size.and(depacketizer.largest_layer()).or(size).or(self.size);
-                size.is_some()
+                let lowest = vp9::size_of(data);
+                if lowest.is_some() {
+                    self.size = depacketizer.largest_layer().or(lowest);
+                }
+                lowest.is_some()
             }
             Collect::Av1(_) => {
                 let keyframe = av1::is_keyframe(data);

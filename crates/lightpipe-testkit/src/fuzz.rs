@@ -10,9 +10,11 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fastrand::Rng;
 use lightpipe_media::access_unit::Stages;
+use lightpipe_media::av1::{self, Av1Depacketizer};
 use lightpipe_media::container::{self, FragmentLimits, Write};
 use lightpipe_media::packetize::{self, Depacketizer};
 use lightpipe_media::vp8::{self, Vp8Depacketizer};
+use lightpipe_media::vp9::{self, Vp9Depacketizer};
 use lightpipe_media::{
     AccessUnit, ArrivalClock, AudioPacket, FramePool, MediaClock, MediaTime, PixelFormat, Size, TrackClock, VideoCodec,
     VideoFrame, annexb, h264, nut, timecode,
@@ -43,6 +45,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
     Target { name: "publish", run: publish, seeds: offer_seeds },
     Target { name: "vp8", run: vp8, seeds: vp8_seeds },
+    Target { name: "vp9", run: vp9, seeds: vp9_seeds },
+    Target { name: "av1", run: av1, seeds: av1_seeds },
     Target { name: "opus", run: opus, seeds: opus_seeds },
     Target { name: "sps", run: sps, seeds: sps_seeds },
     Target { name: "datagram", run: datagram, seeds: datagram_seeds },
@@ -184,13 +188,20 @@ fn publish(bytes: &[u8]) {
 }
 
 /// RTP payloads, each behind its length; a length of zero ends the frame.
-fn vp8(bytes: &[u8]) {
-    let mut depacketizer = Vp8Depacketizer::default();
+fn payloads(bytes: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     let mut rest = bytes;
-    while let Some((len, after)) = rest.split_first() {
+    std::iter::from_fn(move || {
+        let (len, after) = rest.split_first()?;
         let (payload, after) = after.split_at(usize::from(*len).min(after.len()));
         rest = after;
-        if *len > 0 {
+        Some((*len > 0).then_some(payload))
+    })
+}
+
+fn vp8(bytes: &[u8]) {
+    let mut depacketizer = Vp8Depacketizer::default();
+    for payload in payloads(bytes) {
+        if let Some(payload) = payload {
             if depacketizer.push(payload).is_err() {
                 depacketizer.reset();
             }
@@ -213,6 +224,59 @@ fn vp8_seeds() -> Vec<Vec<u8>> {
     let one = [&[13, 0x10][..], &keyframe, &[0]].concat();
     let extended = [&[17, 0x90, 0xf0, 0x91, 0x22, 1][..], &keyframe, &[2, 0x00, 9, 0]].concat();
     vec![one, extended]
+}
+
+fn vp9(bytes: &[u8]) {
+    let mut depacketizer = Vp9Depacketizer::default();
+    let mut pushed = 0;
+    for payload in payloads(bytes) {
+        if let Some(payload) = payload {
+            pushed += payload.len();
+            if depacketizer.push(payload).is_err() {
+                depacketizer.reset();
+            }
+            continue;
+        }
+        let frame = depacketizer.take();
+        // With the superframe's index.
+        assert!(frame.len() <= pushed + 2 + 4 * 8);
+        assert_eq!(vp9::is_keyframe(&frame), vp9::size_of(&frame).is_some());
+        assert!(depacketizer.largest_layer().is_none_or(|size| size.width > 0 && size.height > 0));
+        pushed = 0;
+    }
+}
+
+fn vp9_seeds() -> Vec<Vec<u8>> {
+    let keyframe = [0x82, 0x49, 0x83, 0x42, 0x00, 0x13, 0xf0, 0x0b, 0x36, 0x06];
+    let one = [&[21, 0x8e, 0x91, 0x22, 0x18, 1, 0x40, 0, 0xb4, 1, 0x04, 1][..], &keyframe, &[0]].concat();
+    let two = [&[14, 0x28, 0, 9, 1][..], &keyframe, &[4, 0x24, 0, 9, 2, 4, 0x2c, 3, 9, 3, 0]].concat();
+    let flexible = vec![6, 0xd8, 0x11, 0x03, 0x04, 0x86, 7, 3, 0x04, 8, 9, 0];
+    vec![one, two, flexible]
+}
+
+fn av1(bytes: &[u8]) {
+    let mut depacketizer = Av1Depacketizer::default();
+    for payload in payloads(bytes) {
+        if let Some(payload) = payload {
+            if depacketizer.push(payload).is_err() {
+                depacketizer.reset();
+            }
+            continue;
+        }
+        let unit = depacketizer.take();
+        assert!(!av1::is_keyframe(&unit) || av1::size_of(&unit).is_some());
+        if let Some(record) = av1::configuration(&unit) {
+            assert_eq!(av1::configuration(&record[4..]), Some(record), "the sequence header is whole in it");
+        }
+    }
+}
+
+fn av1_seeds() -> Vec<Vec<u8>> {
+    let sequence: &[u8] = &[0x00, 0x00, 0x00, 0x04, 0x3c, 0xfe, 0xcc, 0xda, 0xf9, 0x00, 0x40];
+    let keyframe = [&[18, 0x28, 12, 0x08][..], sequence, &[0x32, 2, 0x10, 7]].concat();
+    let split = [&[19, 0x68, 12, 0x08][..], sequence, &[0x30, 0x10, 7, 7, 7, 4, 0xd0, 1, 2, 3, 2, 0x90, 4, 0]].concat();
+    let lengths = vec![9, 0x00, 2, 0x12, 0, 3, 0x34, 0x28, 0x30, 0, 0];
+    vec![[&keyframe[..], &[0]].concat(), split, lengths]
 }
 
 /// How long a packet of Opus is, and times of a clock that is not ours.
@@ -346,7 +410,12 @@ fn timecode(bytes: &[u8]) {
 /// Media for a file: container and tracks in front, then pictures and packets with a kind, a time, a length.
 fn container(bytes: &[u8]) {
     let (form, mut rest) = parameter(bytes);
-    let codec = if form & 1 == 0 { VideoCodec::H264 } else { VideoCodec::Vp8 };
+    let codec = match form & 0x19 {
+        1 => VideoCodec::Vp8,
+        9 => VideoCodec::Vp9,
+        17 => VideoCodec::Av1,
+        _ => VideoCodec::H264,
+    };
     let tracks = container::Tracks { video: form & 2 == 0, audio: form & 4 == 0 };
     let mut writer = container::for_codec(codec, tracks, FragmentLimits::default());
     let mut file = Vec::new();
@@ -444,7 +513,10 @@ fn container_seeds() -> Vec<Vec<u8>> {
         [start.concat(), jumps.concat()].concat()
     };
     let (h264, vp8) = (media(&h264, slice), media(vp8, &[0x11, 1, 2]));
-    [(0u8, &h264), (1, &vp8), (2, &h264), (4, &h264), (5, &vp8)]
+    let vp9 = media(&[0x82, 0x49, 0x83, 0x42, 0x00, 0x13, 0xf0, 0x0b, 0x36, 0x06], &[0x86, 1]);
+    let sequence = [0x0a, 11, 0x00, 0x00, 0x00, 0x04, 0x3c, 0xfe, 0xcc, 0xda, 0xf9, 0x00, 0x40];
+    let av1 = media(&[&sequence[..], &[0x32, 2, 0x10, 7]].concat(), &[0x32, 2, 0x30, 7]);
+    [(0u8, &h264), (1, &vp8), (2, &h264), (4, &h264), (5, &vp8), (9, &vp9), (17, &av1)]
         .map(|(form, media)| [&[form], &media[..]].concat())
         .into()
 }

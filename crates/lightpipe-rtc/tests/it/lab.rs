@@ -224,6 +224,8 @@ pub(crate) struct Encoder {
     pub(crate) idr_len: Option<usize>,
     /// Slices per picture.
     pub(crate) slices: usize,
+    /// Longest part of a picture that comes with its payloads, bytes.
+    pub(crate) part_len: usize,
     /// Time between capture and access unit.
     pub(crate) takes: Duration,
     /// Follow the first peer's estimate with this factor.
@@ -265,8 +267,10 @@ impl Encoder {
         let mut data = Vec::with_capacity(len + 64);
         if matches!(self.codec, VideoCodec::Vp9 | VideoCodec::Av1) {
             let body: Vec<u8> = (0..len.max(1)).map(|_| self.rng.u8(..)).collect();
-            let (data, payloads) =
-                if self.codec == VideoCodec::Vp9 { vp9(keyframe, self.count, &body) } else { av1(keyframe, &body) };
+            let (data, payloads) = match self.codec {
+                VideoCodec::Vp9 => vp9(keyframe, self.count, &body, self.part_len),
+                _ => av1(keyframe, &body, self.part_len),
+            };
             let unit = Arc::into_inner(self.unit(now, clock, data, keyframe)).expect("ours alone");
             return Arc::new(unit.with_payloads(payloads));
         }
@@ -308,10 +312,10 @@ impl Encoder {
 }
 
 /// A VP9 frame of 1280×720 with payloads as libwebrtc makes them: flexible mode off, one layer, a picture id of 15 bits.
-fn vp9(keyframe: bool, count: u64, body: &[u8]) -> (Vec<u8>, RtpPayloads) {
+fn vp9(keyframe: bool, count: u64, body: &[u8], part_len: usize) -> (Vec<u8>, RtpPayloads) {
     let head: &[u8] = if keyframe { &[0x82, 0x49, 0x83, 0x42, 0x00, 0x4f, 0xf0, 0x2c, 0xf0] } else { &[0x86] };
     let frame = [head, body].concat();
-    let parts: Vec<&[u8]> = frame.chunks(1100).collect();
+    let parts: Vec<&[u8]> = frame.chunks(part_len).collect();
     let payload = |(index, part): (usize, &&[u8])| -> Arc<[u8]> {
         let (first, last) = (index == 0, index + 1 == parts.len());
         let flags = 0xa0
@@ -331,7 +335,7 @@ fn vp9(keyframe: bool, count: u64, body: &[u8]) -> (Vec<u8>, RtpPayloads) {
 }
 
 /// A temporal unit of AV1 with payloads as libwebrtc makes them: a keyframe's first has the sequence header too.
-fn av1(keyframe: bool, body: &[u8]) -> (Vec<u8>, RtpPayloads) {
+fn av1(keyframe: bool, body: &[u8], part_len: usize) -> (Vec<u8>, RtpPayloads) {
     // 640×360, as SVT-AV1 writes it.
     let sequence: &[u8] = &[0x00, 0x00, 0x00, 0x0c, 0xc4, 0xff, 0x67, 0x3e, 0xfe, 0x40, 0x10];
     let frame = [&[if keyframe { 0x10 } else { 0x30 }], body].concat();
@@ -349,7 +353,7 @@ fn av1(keyframe: bool, body: &[u8]) -> (Vec<u8>, RtpPayloads) {
     unit.push(len as u8);
     unit.extend_from_slice(&frame);
 
-    let parts: Vec<&[u8]> = frame.chunks(1100).collect();
+    let parts: Vec<&[u8]> = frame.chunks(part_len).collect();
     let payload = |(index, part): (usize, &&[u8])| -> Arc<[u8]> {
         let continues = if index > 0 { 0x80 } else { 0 } | if index + 1 < parts.len() { 0x40 } else { 0 };
         let mut payload = match (index, keyframe) {
@@ -411,6 +415,7 @@ impl Lab {
             bitrate_bps: 2_500_000,
             idr_len: None,
             slices: 1,
+            part_len: 1100,
             takes: Duration::ZERO,
             follow: None,
             paused: false,

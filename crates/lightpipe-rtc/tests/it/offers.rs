@@ -56,6 +56,25 @@ fn a_played_stream_arrives_whole() {
     }
 }
 
+/// Trap: the engine stops the whole thread at a packet that it has no room for.
+#[test]
+fn payloads_too_long_to_be_passed_on_are_not() {
+    for codec in [VideoCodec::Vp9, VideoCodec::Av1] {
+        for (part_len, comes) in [(1380, true), (1401, false), (1900, false)] {
+            let mut lab = Lab::seeded(77).with_codec(codec);
+            lab.encoder.part_len = part_len;
+            lab.push(lossy(0.0), lossy(0.0));
+            lab.connect_quietly();
+            lab.run_for(secs(2));
+            let pair = &lab.pairs[0];
+            assert_eq!(!pair.pictures.is_empty(), comes, "{codec:?} {part_len}");
+            let Viewer::Publisher(publisher) = &pair.viewer else { panic!("a publisher") };
+            let damaged = publisher.counters().undecodable;
+            assert!(if comes { damaged == 0 } else { damaged > 50 }, "{codec:?} {part_len}: {damaged}");
+        }
+    }
+}
+
 #[test]
 fn a_server_that_falls_silent_is_given_up_after_eight_seconds() {
     let mut lab = Lab::seeded(73);

@@ -17,7 +17,8 @@ use lightpipe_media::audio::{FRAME_SAMPLES, SAMPLE_RATE_HZ, opus_duration};
 use lightpipe_media::container::{Container, FragmentLimits, Mp4Writer, Progress, Tracks, WebmWriter, Write};
 use lightpipe_media::convert::Converter;
 use lightpipe_media::{
-    AccessUnit, AudioPacket, FramePool, MediaTime, Outlet, PixelFormat, Stream, VideoCodec, VideoFrame, h264,
+    AccessUnit, AudioPacket, FramePool, MediaTime, Outlet, PixelFormat, Stream, VideoCodec, VideoFrame, av1, h264, vp8,
+    vp9,
 };
 use lightpipe_net::{FileRecorder, RecordError, RecordOptions};
 use serde_json::Value;
@@ -304,11 +305,17 @@ fn a_change_of_size_and_a_restarted_clock_play_in_one_mp4() {
     assert_eq!(decode_errors(&path), "");
 }
 
-/// VP8 by FFmpeg, a picture of each 40 ms, a keyframe every second; a stream of 10 s.
-fn vp8() -> Vec<Media> {
+/// Pictures of a codec that WebM has, by FFmpeg: one each 40 ms, a keyframe every second; a stream of 10 s.
+fn for_webm(codec: VideoCodec) -> Vec<Media> {
+    let encoder = match codec {
+        VideoCodec::Vp8 => "libvpx -deadline realtime -auto-alt-ref 0",
+        VideoCodec::Vp9 => "libvpx-vp9 -deadline realtime -lag-in-frames 0",
+        _ => "libaom-av1 -usage realtime -lag-in-frames 0",
+    };
     let output = Command::new("ffmpeg")
-        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25:duration=10", "-c:v", "libvpx"])
-        .args(["-deadline", "realtime", "-cpu-used", "8", "-g", "25", "-auto-alt-ref", "0", "-f", "ivf", "-"])
+        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25:duration=10", "-c:v"])
+        .args(encoder.split(' '))
+        .args(["-cpu-used", "8", "-g", "25", "-f", "ivf", "-"])
         .output()
         .expect("ffmpeg is installed");
     let ivf = output.stdout;
@@ -317,24 +324,30 @@ fn vp8() -> Vec<Media> {
         let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let data = &ivf[at + 12..at + 12 + len];
         let captured = MediaTime::from_micros(7_000_000 + units.len() as i64 * 40_000);
-        let keyframe = lightpipe_media::vp8::is_keyframe(data);
-        let unit = AccessUnit::new(VideoCodec::Vp8, data, captured, keyframe, SIZE, Stages::all_at(captured));
+        let (data, keyframe) = match codec {
+            VideoCodec::Vp8 => (data, vp8::is_keyframe(data)),
+            VideoCodec::Vp9 => (data, vp9::is_keyframe(data)),
+            // The delimiter in front is no part of an access unit.
+            _ => (&data[2..], av1::is_keyframe(&data[2..])),
+        };
+        let unit = AccessUnit::new(codec, data, captured, keyframe, SIZE, Stages::all_at(captured));
         units.push(Media::Picture(Arc::new(unit)));
         at += 12 + len;
     }
-    assert_eq!(units.len(), 250);
+    assert_eq!(units.len(), 250, "{codec:?}");
     units
 }
 
-#[test]
-fn vp8_and_sound_come_out_of_a_webm_as_they_were_captured() {
-    let media = in_order([vp8(), packets(6_911_000, 17_000_000)].concat());
-    let (file, killed, progress) = write(WebmWriter::new(VideoCodec::Vp8, BOTH, FragmentLimits::default()), &media);
+#[track_caller]
+fn check_webm(codec: VideoCodec) {
+    let media = in_order([for_webm(codec), packets(6_911_000, 17_000_000)].concat());
+    let (file, killed, progress) = write(WebmWriter::new(codec, BOTH, FragmentLimits::default()), &media);
     let folder = TempDir::new().expect("a folder");
     let path = folder.path().join("out.webm");
     std::fs::write(&path, &file).expect("room");
     let probe = ffprobe(&path, &[]);
     assert_eq!(probe["format"]["format_name"], "matroska,webm");
+    assert_eq!(probe["streams"][0]["codec_name"], codec.name());
     let (shown, heard) = (captured(&media, true, 7_000_000), captured(&media, false, 7_000_000));
     assert_times(&probe, "video", &shown);
     assert_times(&probe, "audio", &heard);
@@ -344,6 +357,11 @@ fn vp8_and_sound_come_out_of_a_webm_as_they_were_captured() {
     // Nine of ten clusters are whole.
     std::fs::write(&path, &killed[..killed.len() - 1000]).expect("room");
     assert!(times(&ffprobe(&path, &[]), "video").len() >= 200);
+}
+
+#[test]
+fn pictures_and_sound_come_out_of_a_webm_as_they_were_captured() {
+    [VideoCodec::Vp8, VideoCodec::Vp9, VideoCodec::Av1].into_iter().for_each(check_webm);
 }
 
 /// Serves a page and files; the thread ends with the test.
@@ -400,21 +418,27 @@ async fn play(page: &Page, file: &str, kind: &str, duration: f64) {
 async fn browsers_play_and_seek_in_both_containers_and_play_what_a_kill_left() {
     let media = in_order([pictures(&irregular(17_000_000), SIZE), packets(6_911_000, 17_000_000)].concat());
     let (mp4, killed, progress) = write(Mp4Writer::new(BOTH, FragmentLimits::default()), &media);
-    let media = in_order([vp8(), packets(6_911_000, 17_000_000)].concat());
-    let (webm, ..) = write(WebmWriter::new(VideoCodec::Vp8, BOTH, FragmentLimits::default()), &media);
+    let webm = |codec| {
+        let media = in_order([for_webm(codec), packets(6_911_000, 17_000_000)].concat());
+        write(WebmWriter::new(codec, BOTH, FragmentLimits::default()), &media).0
+    };
+    let webms = [("vp8.webm", VideoCodec::Vp8), ("vp9.webm", VideoCodec::Vp9), ("av1.webm", VideoCodec::Av1)];
     let mut resized = pictures(&irregular(9_000_000), SIZE);
     let rest: Vec<i64> = irregular(13_000_000).into_iter().map(|time| time + 2_100_000).collect();
     resized.extend(pictures(&rest, Size::new(640, 360)));
     resized.extend(packets(7_000_000, 15_000_000));
     let (resized, _, both) = write(Mp4Writer::new(BOTH, FragmentLimits::default()), &in_order(resized));
 
-    let files = vec![("a.mp4", mp4), ("b.webm", webm), ("resized.mp4", resized), ("killed.mp4", killed)];
+    let mut files = vec![("a.mp4", mp4), ("resized.mp4", resized), ("killed.mp4", killed)];
+    files.extend(webms.map(|(name, codec)| (name, webm(codec))));
     let url = serve(files);
     for kind in Kind::ALL {
         let browser = Browser::launch(kind, Options::default()).await.expect("both browsers are installed");
         let page = browser.open(&url).await.expect("a page");
         play(&page, "a.mp4", "video/mp4", progress.duration.as_secs_f64()).await;
-        play(&page, "b.webm", "video/webm", 10.0).await;
+        for (name, _) in webms {
+            play(&page, name, "video/webm", 10.0).await;
+        }
         play(&page, "resized.mp4", "video/mp4", both.duration.as_secs_f64()).await;
         assert_eq!(
             page.evaluate("[video.videoWidth, video.videoHeight]").await.expect("numbers"),
@@ -532,7 +556,7 @@ fn what_cannot_be_recorded_is_refused_by_name() {
         h264.publish(unit);
         recorder.finish().expect_err("refused").to_string()
     };
-    let (avc, vp8) = (pictures(&[0], SIZE).remove(0), vp8().remove(0));
+    let (avc, vp8) = (pictures(&[0], SIZE).remove(0), for_webm(VideoCodec::Vp8).remove(0));
     assert!(refused(&vp8, "a.MP4").ends_with("cannot hold the stream's vp8: name the file .webm"));
     assert!(refused(&avc, "a.webm").ends_with("cannot hold the stream's h264: name the file .mp4"));
 
