@@ -184,8 +184,10 @@ fn another_ssrc_on_the_same_line_begins_anew() {
     session.send_picture(first, false);
     let (second, rtx) = (Ssrc::from(4_000_000_001), Ssrc::from(4_000_000_002));
     let mid = session.mid;
+    // The sending engine serves one stream of a line, whichever it finds first.
+    session.sender.direct_api().remove_stream_tx(first);
     session.sender.direct_api().declare_stream_tx(second, Some(rtx), mid, None);
-    session.seq_no = 40_000;
+    session.seq_no = 1000;
     session.timestamp = 99;
     // Its pictures depend on one that nobody has, until a keyframe comes.
     session.send_picture(second, false);
