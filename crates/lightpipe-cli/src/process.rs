@@ -1,5 +1,6 @@
 //! What every long-running command needs: logs and signals.
 
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 /// Logs go to stderr; `RUST_LOG` chooses what, `info` by default.
@@ -21,14 +22,24 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
+    /// Listens, on a runtime for the main thread. Before other threads start, so that none of them takes a signal away from us.
+    pub(crate) fn listen() -> std::io::Result<(Runtime, Self)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _inside = runtime.enter();
+            Self::new()?
+        };
+        Ok((runtime, signals))
+    }
+
     #[cfg(unix)]
-    pub(crate) fn listen() -> std::io::Result<Self> {
+    fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     #[cfg(not(unix))]
-    pub(crate) fn listen() -> std::io::Result<Self> {
+    fn new() -> std::io::Result<Self> {
         Ok(Self {})
     }
 

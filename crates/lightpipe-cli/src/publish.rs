@@ -32,11 +32,7 @@ pub(crate) fn run(flags: &PublishFlags) -> anyhow::Result<ExitCode> {
     // What else the file starts is not asked for here.
     config.sources.clear();
     config.push.clear();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::listen()?
-    };
+    let (runtime, signals) = Signals::listen()?;
     let pages = flags.serve.port.is_some();
     if !pages {
         config.server.port = 0;

@@ -12,12 +12,7 @@ pub(crate) fn run(flags: &ServeFlags) -> anyhow::Result<ExitCode> {
     init_logging(flags.log_json);
     let config = settings::load(flags, std::env::vars())?;
     let named = sources(flags, !config.sources.is_empty())?;
-    // Before the threads of the server start, so that none of them takes a signal away from us.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::listen()?
-    };
+    let (runtime, signals) = Signals::listen()?;
     let server = start(config, &named, flags.sources.is_empty())?;
     output::line(format_args!("lightpipe {} is listening. Open:", env!("CARGO_PKG_VERSION")));
     output::line(format_args!("  {}/", server.url()));

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use lightpipe_media::VideoCodec;
-use str0m::change::{SdpAnswer, SdpOffer};
+use str0m::change::{SdpAnswer, SdpOffer, SdpPendingOffer};
 use str0m::format::{Codec, FormatParams, PayloadParams};
 use str0m::media::{Frequency, MediaKind, Mid, Pt};
+use str0m::net::Protocol;
 use str0m::{Rtc, RtcConfig};
 
 /// Longest SDP accepted, bytes.
@@ -152,6 +153,26 @@ fn without_av1_level<'a>(line: &'a str, av1: &[&str]) -> Option<Cow<'a, str>> {
     let of_level = |parameter: &&str| matches!(parameter.split('=').next().map(str::trim), Some(name) if name.eq_ignore_ascii_case("level-idx") || name.eq_ignore_ascii_case("tier"));
     let rest: Vec<&str> = parameters.split(';').filter(|parameter| !of_level(parameter)).collect();
     (!rest.is_empty()).then(|| Cow::Owned(format!("{head} {}", rest.join(";"))))
+}
+
+/// Hands the engine the answer to an offer of ours, which is `pending` once.
+pub(crate) fn accept_answer(
+    rtc: &mut Rtc,
+    pending: &mut Option<SdpPendingOffer>,
+    answer: &str,
+) -> Result<(), AnswerError> {
+    let parsed = parse_answer(answer)?;
+    let pending = pending.take().ok_or(AnswerError::NotAwaited)?;
+    rtc.sdp_api().accept_answer(pending, parsed).map_err(|e| AnswerError::Malformed(e.to_string()))
+}
+
+/// Tells the engine where peers can reach us.
+pub(crate) fn add_host_candidates(rtc: &mut Rtc, addresses: &[SocketAddr]) {
+    for address in addresses.iter().filter(|a| is_advertisable(a)) {
+        if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
+            rtc.add_local_candidate(candidate);
+        }
+    }
 }
 
 /// Mids of a description, in order.

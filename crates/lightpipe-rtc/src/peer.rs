@@ -446,9 +446,7 @@ impl Peer {
     /// Takes the answer to [`Self::offer`]. A track that the other side does not take is not sent; none at all is an error, and so is
     /// a second answer.
     pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {
-        let parsed = negotiate::parse_answer(answer)?;
-        let pending = self.pending.take().ok_or(AnswerError::NotAwaited)?;
-        self.rtc.sdp_api().accept_answer(pending, parsed).map_err(|e| AnswerError::Malformed(e.to_string()))?;
+        negotiate::accept_answer(&mut self.rtc, &mut self.pending, answer)?;
         self.created = now;
         self.server_heard = Some(now);
         self.candidates = answer.matches("a=candidate:").count();
@@ -462,11 +460,7 @@ impl Peer {
 
     fn new(rtc_config: RtcConfig, config: PeerConfig, tracks: Tracks, now: Instant) -> Self {
         let mut rtc = rtc_config.build(now);
-        for address in config.addresses.iter().filter(|a| negotiate::is_advertisable(a)) {
-            if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
-                rtc.add_local_candidate(candidate);
-            }
-        }
+        negotiate::add_host_candidates(&mut rtc, &config.addresses);
         if config.estimate_bandwidth {
             rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(config.desired_bitrate_bps));
         }

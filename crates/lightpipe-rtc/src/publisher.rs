@@ -132,13 +132,12 @@ impl Publisher {
     /// Takes the answer to [`Self::offer`]; what will come is [`Self::offered`] then. One without any track is an error, and so is a
     /// second answer.
     pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {
-        let parsed = negotiate::parse_answer(answer)?;
-        let pending = self.pending.take().ok_or(AnswerError::NotAwaited)?;
-        self.rtc.sdp_api().accept_answer(pending, parsed).map_err(|e| AnswerError::Malformed(e.to_string()))?;
+        negotiate::accept_answer(&mut self.rtc, &mut self.pending, answer)?;
         self.created = now;
         self.server_heard = Some(now);
         self.candidates = answer.matches("a=candidate:").count();
-        self.open_lines(&negotiate::mids_of(&self.offer.clone()), negotiate::published_codec(answer, None));
+        let mids = negotiate::mids_of(&self.offer);
+        self.open_lines(&mids, negotiate::published_codec(answer, None));
         if self.video.is_none() && self.audio.is_none() {
             return Err(AnswerError::NothingTaken.into());
         }
@@ -147,11 +146,7 @@ impl Publisher {
 
     fn new(rtc_config: RtcConfig, config: PeerConfig, now: Instant) -> Self {
         let mut rtc = rtc_config.build(now);
-        for address in config.addresses.iter().filter(|a| negotiate::is_advertisable(a)) {
-            if let Ok(candidate) = str0m::Candidate::host(*address, Protocol::Udp) {
-                rtc.add_local_candidate(candidate);
-            }
-        }
+        negotiate::add_host_candidates(&mut rtc, &config.addresses);
         Self {
             rtc,
             candidates: 0,

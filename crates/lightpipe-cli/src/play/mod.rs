@@ -32,11 +32,7 @@ pub(crate) fn run(flags: &PlayFlags) -> anyhow::Result<ExitCode> {
     config.push.clear();
     config.server.port = 0;
     config.server.host = flags.host.unwrap_or(config.server.host);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::listen()?
-    };
+    let (runtime, signals) = Signals::listen()?;
     let server = Server::headless(config)?;
     let endpoint = Endpoint { token: flags.token.clone().or_else(|| flags.url.token.clone()), ..flags.url.clone() };
     server.add_source(&NamedSource { name: NAME.into(), spec: SourceSpec::Whep(endpoint), text: "whep".into() })?;

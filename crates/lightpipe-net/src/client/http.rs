@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Uri, header};
+use lightpipe_signal::whep;
 use ureq::tls::{RootCerts, TlsConfig};
 
 use super::reference::resolve;
@@ -94,20 +95,13 @@ impl Http {
         Self { agent: config.into(), token }
     }
 
-    /// Sends a request within `limit`, from name resolution to the end of the body, and follows 307 and 308 (RFC 9725 §4.5). The
+    /// Sends a request, with an SDP if there is one, within `limit`, from name resolution to the end of the body, and follows 307 and 308 (RFC 9725 §4.5). The
     /// token goes along: the server that has it decides who serves its publishers. Blocks.
-    pub(crate) fn send(
-        &self,
-        method: &Method,
-        url: &Uri,
-        headers: &[(header::HeaderName, &str)],
-        body: &str,
-        limit: Duration,
-    ) -> Result<Answer, HttpError> {
+    pub(crate) fn send(&self, method: &Method, url: &Uri, sdp: &str, limit: Duration) -> Result<Answer, HttpError> {
         let mut url = url.clone();
         let first_host = host_of(&url);
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.send_once(method, &url, headers, body, limit)?;
+            let answer = self.send_once(method, &url, sdp, limit)?;
             if !matches!(answer.status, 307 | 308) {
                 return Ok(answer);
             }
@@ -122,23 +116,16 @@ impl Http {
         Err(HttpError::RedirectLoop { host: first_host })
     }
 
-    fn send_once(
-        &self,
-        method: &Method,
-        url: &Uri,
-        headers: &[(header::HeaderName, &str)],
-        body: &str,
-        limit: Duration,
-    ) -> Result<Answer, HttpError> {
+    fn send_once(&self, method: &Method, url: &Uri, sdp: &str, limit: Duration) -> Result<Answer, HttpError> {
         let unanswered = |error: ureq::Error| HttpError::Unanswered { host: host_of(url), reason: error.to_string() };
         let mut request = http::Request::builder().method(method).uri(url);
-        for (name, value) in headers {
-            request = request.header(name, *value);
+        if !sdp.is_empty() {
+            request = request.header(header::CONTENT_TYPE, whep::SDP).header(header::ACCEPT, whep::SDP);
         }
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request.body(body).map_err(|error| unanswered(error.into()))?;
+        let request = request.body(sdp).map_err(|error| unanswered(error.into()))?;
         let request = self.agent.configure_request(request).timeout_global(Some(limit)).build();
         let (head, mut body) = self.agent.run(request).map_err(unanswered)?.into_parts();
         let bytes = body.with_config().limit(MAX_BODY).read_to_vec().map_err(unanswered)?;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::{Method, Uri, header};
-use lightpipe_signal::whep;
 
 use super::http::{Answer, Http, HttpError, excerpt};
 use super::reference::resolve;
@@ -130,13 +129,9 @@ impl HttpSignaling {
     }
 
     /// The HTTP library blocks; requests are few.
-    async fn send(&self, method: Method, url: Uri, body: String, limit: Duration) -> Result<Answer, SignalingError> {
+    async fn send(&self, method: Method, url: Uri, sdp: String, limit: Duration) -> Result<Answer, SignalingError> {
         let http = self.http.clone();
-        let asked = tokio::task::spawn_blocking(move || {
-            let headers = [(header::CONTENT_TYPE, whep::SDP), (header::ACCEPT, whep::SDP)];
-            let headers = if body.is_empty() { &[][..] } else { &headers };
-            http.send(&method, &url, headers, &body, limit)
-        });
+        let asked = tokio::task::spawn_blocking(move || http.send(&method, &url, &sdp, limit));
         Ok(asked.await.map_err(|_| SignalingError::GivenUp)??)
     }
 }

@@ -25,11 +25,10 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
             let stats = entry.stream.stats();
             let (health, reason) = told(entry.stream.health());
             let (audio_health, audio_reason) = told(entry.stream.audio_health());
-            let rate = entry.stream.rates(now);
             let alternatives = entry.stream.alternatives();
             // All codings have the same pictures, and any of them may be the only one that somebody takes.
             let size = stats.size.or_else(|| alternatives.iter().find_map(|s| s.stats().size));
-            json!({
+            let figures = json!({
                 "name": entry.stream.name(),
                 "codec": entry.stream.has_video().then_some(entry.stream.codec().name()),
                 "source": entry.source,
@@ -38,14 +37,6 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "viewers": app.engine.viewers_of(entry.stream.name()),
                 "width": size.map(|s| s.width),
                 "height": size.map(|s| s.height),
-                "fps": rate.fps,
-                "bitrate_bps": rate.bitrate_bps,
-                "target_bitrate_bps": stats.target_bitrate_bps,
-                "published": stats.published,
-                "keyframes": stats.keyframes,
-                "keyframe_requests": stats.keyframe_requests,
-                "encoder_starts": stats.encoder_starts,
-                "encoder_errors": stats.encoder_errors,
                 "alternatives": alternatives.iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
                 "audio": entry.stream.has_audio().then(|| json!({
                     "codec": "opus",
@@ -58,9 +49,8 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                     "encoder_errors": stats.audio.errors,
                     "drops": { "raw_queue": stats.audio.blocks_dropped },
                 })),
-                "drops": drops(&stats),
-                "stages_ms": stages(&stats),
-            })
+            });
+            with(figures, &encoding(&entry.stream, &stats, now))
         })
         .collect();
     Json(json!({ "streams": streams }))
@@ -68,11 +58,14 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
 
 /// The encoding of a stream in another codec, by the names of the stream's own.
 fn alternative(stream: &Stream, now: MediaTime) -> Value {
-    let (stats, rate) = (stream.stats(), stream.rates(now));
     let reason = if let Health::Failed(reason) = stream.health() { Some(reason) } else { None };
+    with(json!({ "codec": stream.codec().name(), "reason": reason }), &encoding(stream, &stream.stats(), now))
+}
+
+/// The figures of one encoding.
+fn encoding(stream: &Stream, stats: &StreamStats, now: MediaTime) -> Value {
+    let rate = stream.rates(now);
     json!({
-        "codec": stream.codec().name(),
-        "reason": reason,
         "fps": rate.fps,
         "bitrate_bps": rate.bitrate_bps,
         "target_bitrate_bps": stats.target_bitrate_bps,
@@ -81,21 +74,21 @@ fn alternative(stream: &Stream, now: MediaTime) -> Value {
         "keyframe_requests": stats.keyframe_requests,
         "encoder_starts": stats.encoder_starts,
         "encoder_errors": stats.encoder_errors,
-        "drops": drops(&stats),
-        "stages_ms": stages(&stats),
+        "drops": { "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped },
+        "stages_ms": {
+            "capture": Percentiles::from(&stats.capture),
+            "queue": Percentiles::from(&stats.queue),
+            "encode": Percentiles::from(&stats.encode),
+        },
     })
 }
 
-fn drops(stats: &StreamStats) -> Value {
-    json!({ "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped })
-}
-
-fn stages(stats: &StreamStats) -> Value {
-    json!({
-        "capture": Percentiles::from(&stats.capture),
-        "queue": Percentiles::from(&stats.queue),
-        "encode": Percentiles::from(&stats.encode),
-    })
+/// An object with the fields of another one.
+fn with(mut object: Value, more: &Value) -> Value {
+    if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
+        object.extend(more.clone());
+    }
+    object
 }
 
 /// A state in the API's words, and why it is so.
@@ -169,7 +162,7 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
         .since(query.since)
         .iter()
         .map(|event| {
-            let mut value = json!({
+            let value = json!({
                 "seq": event.seq,
                 "unix_ms": clock.unix_micros(event.at) as f64 / 1000.0,
                 "stream": event.stream,
@@ -196,10 +189,7 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 EventKind::PeerDisconnected { peer, cause } => json!({ "peer": public_part(peer), "cause": cause }),
                 _ => json!({}),
             };
-            if let (Some(object), Some(detail)) = (value.as_object_mut(), detail.as_object()) {
-                object.extend(detail.clone());
-            }
-            value
+            with(value, &detail)
         })
         .collect();
     Json(json!({ "events": events }))
