@@ -12,6 +12,10 @@ use lightpipe_media::MediaTime;
 /// Something later than this is left out, so that what is due now comes sooner.
 pub(crate) const LATE: Duration = Duration::from_millis(100);
 
+/// Who begins, or left something out, leaves out until it is no later than this. A receiver that got a tenth of a second of sound
+/// late and at once would keep that delay for seconds.
+const CAUGHT_UP: Duration = Duration::from_millis(10);
+
 /// How long a child may try to catch up. After that the machine is too slow for this film, and all of it waits.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
@@ -71,6 +75,8 @@ pub(crate) enum Turn {
 /// One child's reading of a [`Timeline`].
 #[derive(Debug, Default)]
 pub(crate) struct Playhead {
+    /// What came last was in time.
+    caught_up: bool,
     /// Since when everything came too late.
     behind: Option<MediaTime>,
 }
@@ -79,14 +85,15 @@ impl Playhead {
     pub(crate) fn turn(&mut self, timeline: &Timeline, position: Duration, now: MediaTime) -> Turn {
         let due = timeline.due(position, now);
         let late = now.since(due);
-        if late <= LATE {
-            self.behind = None;
+        if late <= if self.caught_up { LATE } else { CAUGHT_UP } {
+            *self = Self { caught_up: true, behind: None };
             return Turn::At(due);
         }
+        self.caught_up = false;
         if now.since(*self.behind.get_or_insert(now)) < CATCH_UP {
             return Turn::Missed;
         }
-        self.behind = None;
+        *self = Self { caught_up: true, behind: None };
         timeline.delay(late);
         Turn::At(timeline.due(position, now))
     }
@@ -114,8 +121,11 @@ mod tests {
         // The sound's child took 300 ms longer: its beginning is over.
         assert_eq!(sound.turn(&film, ms(0), at(1300)), Turn::Missed);
         assert_eq!(sound.turn(&film, ms(199), at(1300)), Turn::Missed);
-        assert_eq!(sound.turn(&film, ms(201), at(1300)), Turn::At(at(1201)));
+        assert_eq!(sound.turn(&film, ms(280), at(1300)), Turn::Missed, "so much at once would be kept as delay");
+        assert_eq!(sound.turn(&film, ms(291), at(1300)), Turn::At(at(1291)));
         assert_eq!(sound.turn(&film, ms(400), at(1301)), Turn::At(at(1400)));
+        // A pause of the machine is made up for.
+        assert_eq!(sound.turn(&film, ms(420), at(1510)), Turn::At(at(1420)));
         // A child that starts again in the third loop.
         assert_eq!(film.position(at(13_000)), ms(12_000));
     }

@@ -9,9 +9,8 @@ use crate::time::MediaTime;
 /// A block this far from where the one before ended still follows it: capture times are rounded, and read by a busy thread.
 const TOLERANCE: Duration = Duration::from_millis(5);
 
-/// A hole up to this long is filled with silence, so that packets go on evenly; a longer one ends the run, and nothing is sent
-/// until sound comes again.
-const MAX_FILL: Duration = Duration::from_millis(200);
+/// What a block brings twice is left out up to this much; more is another run.
+const MAX_OVERLAP: Duration = Duration::from_millis(200);
 
 /// A frame's worth of sound at 48 kHz.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +72,9 @@ impl Framer {
             let expected = run.start + span(run.received);
             let late = block.captured.since(expected);
             let early = expected.since(block.captured);
-            if late > MAX_FILL || early > MAX_FILL {
+            // A hole is known only when it is over. Frames of silence for it would all leave then, at once and late, and the
+            // receiver would keep them: 200 ms filled were heard as 150 ms of delay for four seconds.
+            if late > span(self.frame as u64) || early > MAX_OVERLAP {
                 self.finish(&mut each);
             } else if late > TOLERANCE {
                 let missing = samples_in(late);
@@ -178,14 +179,18 @@ mod tests {
     }
 
     #[test]
-    fn short_holes_are_silence_and_long_ones_end_the_run() {
+    fn a_hole_within_a_frame_is_silence_and_a_longer_one_ends_the_run() {
         let mut framer = Framer::new(1, FRAME_SAMPLES);
-        let frames =
-            frames_of(&mut framer, [block(ms(0), 960, 1.0), block(ms(60), 960, 1.0), block(ms(2000), 960, 1.0)]);
+        let blocks = [(0, 720), (35, 960), (100, 480), (200, 960)].map(|(at, len)| block(ms(at), len, 1.0));
+        let frames = frames_of(&mut framer, blocks);
         let seen: Vec<(i64, f32, bool)> =
-            frames.iter().map(|f| (f.captured.as_micros() / 1000, f.samples[0], f.starts_run)).collect();
-        assert_eq!(seen, [(0, 1.0, true), (20, 0.0, false), (40, 0.0, false), (60, 1.0, false), (2000, 1.0, true)]);
-        assert_eq!(framer.repairs(), (0, 1920));
+            frames.iter().map(|f| (f.captured.as_micros() / 1000, f.samples[959], f.starts_run)).collect();
+        assert_eq!(
+            seen,
+            [(0, 0.0, true), (20, 1.0, false), (40, 0.0, false), (100, 0.0, true), (200, 1.0, true)],
+            "no frame is made for the time between"
+        );
+        assert_eq!(framer.repairs(), (0, 960));
     }
 
     #[test]
