@@ -35,5 +35,5 @@ pub use event::{Event, EventKind, EventLog};
 pub use frame::{FramePool, PixelFormat, Size, VideoFrame};
 pub use histogram::Histogram;
 pub use queue::{AudioQueue, FrameQueue};
-pub use stream::{Demand, Outlet, Stream, Subscription};
+pub use stream::{Demand, Outlet, SimulcastLayer, Stream, Subscription};
 pub use time::{MediaClock, MediaTime, RtpClock};

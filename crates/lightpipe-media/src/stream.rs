@@ -11,6 +11,9 @@
 //! A stream that we encode ourselves may have alternatives: the same pictures in another coding, for outlets that cannot take
 //! the first. Each is a `Stream` of its own with its own demand, and encoded only while that says so. Sound, the source's
 //! health and what a source waits for are the main stream's.
+//!
+//! Each coding may have layers: the same pictures smaller, for networks that carry less. A layer is a `Stream` like an
+//! alternative; the one that it was added to is the best of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -28,6 +31,9 @@ use crate::time::MediaTime;
 /// An IDR is several times the size of the frames around it. Ten viewers joining in the same second
 /// must cost a few bursts on the uplink, so requests inside this window share a keyframe.
 pub const KEYFRAME_REQUEST_HOLDOFF: Duration = Duration::from_millis(300);
+
+/// Share of a network's estimate that pictures may take; the rest is for headers, retransmission and feedback.
+pub const ESTIMATE_SHARE: f64 = 0.85;
 
 /// Span and number of pictures that [`Stream::rates`] looks at.
 const RECENT_SPAN: Duration = Duration::from_secs(2);
@@ -66,6 +72,26 @@ pub enum Health {
     Live,
     /// None come; the reason names whose fault it is.
     Failed(String),
+}
+
+/// One layer of a ladder: what it aims for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SimulcastLayer {
+    /// Its name in SDP and in the API (RFC 8851): letters and digits, unique in its ladder.
+    pub rid: String,
+    /// Size of its pictures.
+    pub size: Size,
+    /// Target bitrate, bits per second.
+    pub bitrate_bps: u64,
+    /// Pictures per second at most.
+    pub fps: f64,
+}
+
+impl SimulcastLayer {
+    /// The lowest rate that its encoder goes to while there is a layer below it, bits per second: with less, the layer below looks better.
+    pub const fn floor_bps(&self) -> u64 {
+        self.bitrate_bps / 2
+    }
 }
 
 /// How fast a stream runs.
@@ -141,7 +167,13 @@ pub struct Stream {
     no_video: AtomicBool,
     /// The same pictures in other codings.
     alternatives: Mutex<Vec<Arc<Self>>>,
-    /// Of an alternative: the stream that it belongs to. A lock of the main stream may be held while one of an alternative is
+    /// The same pictures in the same coding, smaller; from the best to the least.
+    layers: Mutex<Vec<Arc<Self>>>,
+    /// What it is in a ladder.
+    layer: Mutex<Option<SimulcastLayer>>,
+    /// A layer that was taken off its ladder.
+    taken_off: AtomicBool,
+    /// Of an alternative or a layer: the stream that it belongs to. A lock of the main stream may be held while one of an alternative is
     /// taken, never the other way round.
     main: Option<Weak<Self>>,
     /// What comes from the source is encoded already, so there is nothing for alternatives.
@@ -151,7 +183,7 @@ pub struct Stream {
 struct State {
     codec: VideoCodec,
     outlets: HashMap<u64, OutletEntry>,
-    /// Outlets of the alternatives.
+    /// Outlets of the alternatives and of all layers.
     outlets_elsewhere: usize,
     keyframe_requested: bool,
     last_keyframe: Option<MediaTime>,
@@ -221,6 +253,9 @@ impl Stream {
             has_audio: AtomicBool::new(false),
             no_video: AtomicBool::new(false),
             alternatives: Mutex::new(Vec::new()),
+            layers: Mutex::new(Vec::new()),
+            layer: Mutex::new(None),
+            taken_off: AtomicBool::new(false),
             main,
             encoded_before: AtomicBool::new(false),
         }
@@ -253,9 +288,70 @@ impl Stream {
         self.encoded_before.store(encoded, Relaxed);
     }
 
-    /// Whether this is an alternative that can be had no longer: no picture will come.
+    /// Whether this is an alternative or a layer that can be had no longer: no picture will come.
     pub fn is_withdrawn(&self) -> bool {
-        self.main.as_ref().is_some_and(|main| main.upgrade().is_none_or(|main| main.encoded_before.load(Relaxed)))
+        self.taken_off.load(Relaxed)
+            || self
+                .main
+                .as_ref()
+                .is_some_and(|main| main.upgrade().is_none_or(|main| main.encoded_before.load(Relaxed)))
+    }
+
+    /// Producer side: from now on this is the best layer of a ladder, and below it stand the ones that this answers, from the best
+    /// to the least. Who publishes there encodes while their [`Self::demand`] says so. Layers that there were are withdrawn.
+    pub fn set_layers(self: &Arc<Self>, own: SimulcastLayer, lower: Vec<SimulcastLayer>) -> Vec<Arc<Self>> {
+        let main = self.main.clone().unwrap_or_else(|| Arc::downgrade(self));
+        let layers: Vec<Arc<Self>> = lower
+            .into_iter()
+            .map(|layer| {
+                let stream = Self::with_main(self.name.clone(), self.codec(), Some(main.clone()));
+                stream.has_audio.store(self.has_audio(), Relaxed);
+                stream.set_layer(Some(layer));
+                Arc::new(stream)
+            })
+            .collect();
+        self.set_layer(Some(own));
+        for old in std::mem::replace(&mut *self.lock_layers(), layers.clone()) {
+            old.taken_off.store(true, Relaxed);
+        }
+        layers
+    }
+
+    /// Producer side: pictures come in one size only. Layers that there were are withdrawn.
+    pub fn without_layers(&self) {
+        self.set_layer(None);
+        for old in std::mem::take(&mut *self.lock_layers()) {
+            old.taken_off.store(true, Relaxed);
+        }
+    }
+
+    /// What this is in a ladder, if it is in one.
+    pub fn layer(&self) -> Option<SimulcastLayer> {
+        self.layer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The layers in this coding that can be had now, from the best to the least: this stream and those below it.
+    pub fn layers(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let lower = self.lock_layers().clone();
+        std::iter::once(Arc::clone(self)).chain(lower.into_iter().filter(|layer| !layer.is_withdrawn())).collect()
+    }
+
+    /// The alternatives with all layers, their own and this stream's.
+    fn family(&self) -> Vec<Arc<Self>> {
+        let mut family = self.lock_layers().clone();
+        for alternative in self.lock_alternatives().iter() {
+            family.push(Arc::clone(alternative));
+            family.extend(alternative.lock_layers().iter().cloned());
+        }
+        family
+    }
+
+    fn set_layer(&self, layer: Option<SimulcastLayer>) {
+        *self.layer.lock().unwrap_or_else(PoisonError::into_inner) = layer;
+    }
+
+    fn lock_layers(&self) -> MutexGuard<'_, Vec<Arc<Self>>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn main(&self) -> Option<Arc<Self>> {
@@ -303,13 +399,13 @@ impl Stream {
         Subscription { stream: Arc::downgrade(self), id }
     }
 
-    /// Number of outlets, those of the alternatives included: what a source goes by.
+    /// Number of outlets, those of the alternatives and layers included: what a source goes by.
     pub fn outlets(&self) -> usize {
         let state = self.lock();
         state.outlets.len() + state.outlets_elsewhere
     }
 
-    /// Number of outlets that take the pictures in this very coding: what an encoder goes by.
+    /// Number of outlets that take the pictures in this very coding and layer: what an encoder goes by.
     pub fn own_outlets(&self) -> usize {
         self.lock().outlets.len()
     }
@@ -356,8 +452,8 @@ impl Stream {
     /// Producer side: from now on there is sound too. Who came before does not hear it.
     pub fn add_audio(&self) {
         self.has_audio.store(true, Relaxed);
-        for alternative in self.lock_alternatives().iter() {
-            alternative.has_audio.store(true, Relaxed);
+        for other in self.family() {
+            other.has_audio.store(true, Relaxed);
         }
     }
 
@@ -396,8 +492,8 @@ impl Stream {
             stats.level = level;
             state.outlets.values().map(|e| Arc::clone(&e.outlet)).collect()
         };
-        for alternative in self.lock_alternatives().iter() {
-            outlets.extend(alternative.lock().outlets.values().map(|e| Arc::clone(&e.outlet)));
+        for other in self.family() {
+            outlets.extend(other.lock().outlets.values().map(|e| Arc::clone(&e.outlet)));
         }
         for outlet in outlets {
             outlet.deliver_audio(packet);
@@ -407,7 +503,10 @@ impl Stream {
     /// Producer side: the largest share of sound that an outlet's network loses, 0 to 1.
     pub fn audio_loss(&self) -> f32 {
         let own = self.lock().outlets.values().map(|e| e.audio_loss).fold(0.0, f32::max);
-        self.lock_alternatives().iter().map(|alternative| alternative.audio_loss()).fold(own, f32::max)
+        self.family()
+            .iter()
+            .map(|other| other.lock().outlets.values().map(|e| e.audio_loss).fold(0.0, f32::max))
+            .fold(own, f32::max)
     }
 
     /// Producer side: what is wanted at `now` of this very coding. A keyframe that this reports counts as under way, until
@@ -726,6 +825,54 @@ mod tests {
         assert_eq!(stream.take_capture_delay(), Duration::from_millis(9));
         drop(sub);
         assert_eq!((stream.outlets(), vp8.own_outlets()), (0, 0));
+    }
+
+    fn layer(rid: &str, width: u32) -> SimulcastLayer {
+        SimulcastLayer { rid: rid.into(), size: Size::new(width, width / 2), bitrate_bps: 1000, fps: 30.0 }
+    }
+
+    #[test]
+    fn layers_have_their_own_demand_and_the_main_streams_sound() {
+        let stream = Stream::new("s", VideoCodec::H264);
+        let vp8 = stream.add_alternative(VideoCodec::Vp8);
+        let rids = |stream: &Arc<Stream>| -> Vec<String> {
+            stream.layers().iter().filter_map(|l| l.layer()).map(|l| l.rid).collect()
+        };
+        assert_eq!((stream.layers().len(), rids(&stream)), (1, vec![]), "no ladder");
+        let lower = stream.set_layers(layer("f", 64), vec![layer("h", 32), layer("q", 16)]);
+        let vp8_lower = vp8.set_layers(layer("f", 64), vec![layer("q", 16)]);
+        assert_eq!(
+            (rids(&stream), rids(&vp8)),
+            (vec!["f".into(), "h".into(), "q".into()], vec!["f".into(), "q".into()])
+        );
+        assert_eq!((vp8_lower[0].codec(), vp8_lower[0].name()), (VideoCodec::Vp8, "s"));
+        stream.add_audio();
+        assert!(lower[1].has_audio() && vp8_lower[0].has_audio());
+
+        let there = Arc::new(Counting::default());
+        let sub = vp8_lower[0].subscribe(there.clone());
+        assert_eq!((stream.outlets(), stream.own_outlets(), vp8_lower[0].own_outlets()), (1, 0, 1));
+        assert!(vp8_lower[0].demand(at(0)).wanted && !stream.demand(at(0)).wanted && !lower[0].demand(at(0)).wanted);
+        let packet = AudioPacket {
+            data: [1].into(),
+            captured: at(0),
+            duration: Duration::from_millis(20),
+            encoded: at(0),
+            starts_talkspurt: false,
+        };
+        stream.publish_audio(&Arc::new(packet), None);
+        sub.set_audio_loss(0.5);
+        assert_eq!((there.sounds(), stream.audio_loss()), (1, 0.5));
+        drop(sub);
+        assert_eq!(stream.outlets(), 0);
+
+        let again = stream.set_layers(layer("f", 64), vec![layer("h", 48)]);
+        assert!(lower.iter().all(|old| old.is_withdrawn()) && !again[0].is_withdrawn());
+        assert_eq!(rids(&stream), ["f", "h"]);
+        stream.set_encoded_before(true);
+        assert_eq!(stream.layers().len(), 1, "the source encodes, and in one size");
+        stream.without_layers();
+        assert!(again[0].is_withdrawn() && stream.layer().is_none());
     }
 
     #[test]

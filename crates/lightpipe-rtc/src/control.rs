@@ -27,6 +27,12 @@ pub enum FromPage {
         /// How much later they may be taken, milliseconds, 0 to one refresh interval.
         later_ms: f64,
     },
+    /// The viewer chose a layer.
+    Layer {
+        /// Its name; none for what the network carries.
+        #[serde(default)]
+        rid: Option<String>,
+    },
     /// A message of a newer player.
     #[serde(other)]
     Unknown,
@@ -93,6 +99,25 @@ pub struct ViewerStats {
     pub viewers: usize,
     /// Pictures per second published lately.
     pub fps: f64,
+    /// The layers that there are, best first; none without a ladder.
+    pub layers: Vec<LayerStats>,
+    /// Name of the layer that is sent.
+    pub layer: Option<String>,
+    /// Name of the layer that the viewer chose; none: what the network carries.
+    pub chosen_layer: Option<String>,
+}
+
+/// One layer, for a player's menu.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LayerStats {
+    /// Its name.
+    pub rid: String,
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Pictures can be had.
+    pub available: bool,
 }
 
 /// To the page.

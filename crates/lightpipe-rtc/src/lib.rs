@@ -7,12 +7,14 @@
 pub mod control;
 pub mod demux;
 mod inbound;
+mod layers;
 mod negotiate;
 mod pacer;
 mod peer;
 mod publisher;
 pub mod receiver;
 
+pub use layers::{LayerState, LayerUse};
 pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
 pub use peer::{
     Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent,

@@ -26,6 +26,8 @@ const MAX_BACKLOG: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) unit: Arc<AccessUnit>,
+    /// Of its packets.
+    rtp_timestamp: u32,
     /// Next payload to send.
     pub(crate) next: usize,
     queued: Instant,
@@ -69,12 +71,17 @@ impl Pacer {
         self.estimate_bps = bps;
     }
 
+    /// What was queued goes out; after that a keyframe has to come.
+    pub(crate) fn require_keyframe(&mut self) {
+        self.needs_keyframe = true;
+    }
+
     pub(crate) const fn needs_keyframe(&self) -> bool {
         self.needs_keyframe
     }
 
     /// Takes a picture, or says why not.
-    pub(crate) fn offer(&mut self, now: Instant, unit: &Arc<AccessUnit>) -> Admitted {
+    pub(crate) fn offer(&mut self, now: Instant, unit: &Arc<AccessUnit>, rtp_timestamp: u32) -> Admitted {
         self.learn_interval(unit.captured);
         if self.needs_keyframe && !unit.keyframe {
             return Admitted::WaitsForKeyframe;
@@ -88,22 +95,22 @@ impl Pacer {
                 self.needs_keyframe = true;
                 return Admitted::Overrun { dropped: dropped + 1 };
             }
-            self.push(now, unit);
+            self.push(now, unit, rtp_timestamp);
             return Admitted::Overrun { dropped };
         }
-        self.push(now, unit);
+        self.push(now, unit, rtp_timestamp);
         Admitted::Queued
     }
 
-    fn push(&mut self, now: Instant, unit: &Arc<AccessUnit>) {
+    fn push(&mut self, now: Instant, unit: &Arc<AccessUnit>, rtp_timestamp: u32) {
         self.needs_keyframe = false;
         if !unit.rtp_payloads().is_empty() {
-            self.queue.push_back(Pending { unit: Arc::clone(unit), next: 0, queued: now });
+            self.queue.push_back(Pending { unit: Arc::clone(unit), rtp_timestamp, next: 0, queued: now });
         }
     }
 
-    /// The next batch due at `now`: calls `send` with each payload's picture and index. True when something was sent.
-    pub(crate) fn release(&mut self, now: Instant, mut send: impl FnMut(&Arc<AccessUnit>, usize)) -> bool {
+    /// The next batch due at `now`: calls `send` with each payload's picture, RTP timestamp and index. True when something was sent.
+    pub(crate) fn release(&mut self, now: Instant, mut send: impl FnMut(&Arc<AccessUnit>, u32, usize)) -> bool {
         if self.queue.is_empty() || self.next_at.is_some_and(|at| now < at) {
             return false;
         }
@@ -118,7 +125,7 @@ impl Pacer {
             while room > 0
                 && let Some(payload) = payloads.get(front.next)
             {
-                send(&front.unit, front.next);
+                send(&front.unit, front.rtp_timestamp, front.next);
                 bytes += payload.len();
                 front.next += 1;
                 room -= 1;
@@ -176,7 +183,7 @@ mod tests {
         let mut batches = Vec::new();
         loop {
             let mut packets = 0;
-            while pacer.release(now, |_, _| packets += 1) {}
+            while pacer.release(now, |_, _, _| packets += 1) {}
             if packets > 0 {
                 batches.push(((now - start).as_millis(), packets));
             }
@@ -191,13 +198,13 @@ mod tests {
     fn ordinary_picture_leaves_at_once_and_a_large_one_within_half_an_interval() {
         let start = Instant::now();
         let mut pacer = Pacer::new();
-        assert_eq!(pacer.offer(start, &unit(0, 90_000, true)), Admitted::Queued);
+        assert_eq!(pacer.offer(start, &unit(0, 90_000, true), 0), Admitted::Queued);
         let batches = drain(&mut pacer, start);
         assert_eq!(batches.iter().map(|b| b.1).sum::<usize>(), 80);
         assert_eq!(batches.len(), 5);
         assert!(batches.last().expect("five").0 <= 17, "{batches:?}");
         let later = start + Duration::from_millis(33);
-        assert_eq!(pacer.offer(later, &unit(33, 10_000, false)), Admitted::Queued);
+        assert_eq!(pacer.offer(later, &unit(33, 10_000, false), 0), Admitted::Queued);
         assert_eq!(drain(&mut pacer, later), [(0, 9)]);
     }
 
@@ -206,7 +213,7 @@ mod tests {
         let start = Instant::now();
         let mut pacer = Pacer::new();
         pacer.set_estimate(Some(1_000_000));
-        pacer.offer(start, &unit(0, 90_000, true));
+        pacer.offer(start, &unit(0, 90_000, true), 0);
         let batches = drain(&mut pacer, start);
         let took = batches.last().expect("some").0;
         assert!((100..=170).contains(&took), "{batches:?}");
@@ -216,14 +223,14 @@ mod tests {
     fn nothing_before_the_first_keyframe_and_nothing_after_an_overrun_until_the_next() {
         let start = Instant::now();
         let mut pacer = Pacer::new();
-        assert_eq!(pacer.offer(start, &unit(0, 100, false)), Admitted::WaitsForKeyframe);
-        assert_eq!(pacer.offer(start, &unit(33, 100, true)), Admitted::Queued);
-        assert_eq!(pacer.offer(start, &unit(66, 100, false)), Admitted::Queued);
+        assert_eq!(pacer.offer(start, &unit(0, 100, false), 0), Admitted::WaitsForKeyframe);
+        assert_eq!(pacer.offer(start, &unit(33, 100, true), 0), Admitted::Queued);
+        assert_eq!(pacer.offer(start, &unit(66, 100, false), 0), Admitted::Queued);
         let late = start + Duration::from_millis(500);
-        assert_eq!(pacer.offer(late, &unit(100, 100, false)), Admitted::Overrun { dropped: 3 });
+        assert_eq!(pacer.offer(late, &unit(100, 100, false), 0), Admitted::Overrun { dropped: 3 });
         assert!(pacer.needs_keyframe());
-        assert_eq!(pacer.offer(late, &unit(133, 100, false)), Admitted::WaitsForKeyframe);
-        assert_eq!(pacer.offer(late, &unit(166, 100, true)), Admitted::Queued);
+        assert_eq!(pacer.offer(late, &unit(133, 100, false), 0), Admitted::WaitsForKeyframe);
+        assert_eq!(pacer.offer(late, &unit(166, 100, true), 0), Admitted::Queued);
         assert!(!pacer.needs_keyframe());
     }
 }

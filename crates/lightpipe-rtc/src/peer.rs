@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
+use lightpipe_media::stream::ESTIMATE_SHARE;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
 use lightpipe_media::{AccessUnit, AudioPacket, MediaClock, RtpClock, VideoCodec};
 use str0m::bwe::{Bitrate, BweKind};
@@ -18,6 +19,7 @@ use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc, RtcConfig};
 
 use crate::control::{self, FromPage, ToPage, ViewerStats};
 use crate::demux;
+use crate::layers::{LayerState, LayerUse, Layers};
 use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
 use crate::pacer::{Admitted, Pacer};
 
@@ -92,6 +94,12 @@ const DOUBT_FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
 /// network got worse would drown in a full queue meanwhile.
 const ESTIMATE_INTERVAL: Duration = Duration::from_millis(200);
 
+/// A picture that follows one up to this much younger, in ticks, follows it directly all the same.
+const SAME_TIME_TICKS: u32 = VIDEO_CLOCK_RATE_HZ;
+
+/// IPv4, UDP, RTP, its extension and SRTP's tag around a frame of sound, bytes.
+const AUDIO_OVERHEAD: usize = 20 + 8 + 12 + 8 + 10;
+
 /// Change of the estimate that is worth an event.
 const ESTIMATE_STEP: f64 = 0.05;
 
@@ -157,6 +165,8 @@ pub enum Input<'a> {
     },
     /// The next picture of the stream.
     Media(&'a Arc<AccessUnit>),
+    /// The next picture of one layer of the stream's ladder, by its place in [`Peer::set_layers`].
+    Layer(&'a Arc<AccessUnit>, usize),
     /// The next frame of its sound.
     Audio(&'a Arc<AudioPacket>),
     /// The instant asked for by [`Output::WakeAt`] has come.
@@ -191,6 +201,8 @@ pub enum PeerEvent {
     KeyframeWanted,
     /// What its network carries, bits per second.
     Estimate(u64),
+    /// Pictures of these layers are to be given from now on, and of no others.
+    Layer(LayerUse),
     /// Its display would show pictures just as soon if they were taken this much later.
     CaptureLater(Duration),
     /// The end. Nothing comes after this.
@@ -312,6 +324,8 @@ pub struct Counters {
     pub rtt: Option<Duration>,
     /// Last bandwidth estimate, bits per second.
     pub estimate_bps: Option<u64>,
+    /// Changes from one layer to another.
+    pub layer_switches: u64,
 }
 
 /// A picture whose last packet was given out: measure when it reaches the kernel.
@@ -348,6 +362,11 @@ pub struct Peer {
     video: Option<Outgoing>,
     audio: Option<Outgoing>,
     pacer: Pacer,
+    layers: Layers,
+    /// RTP timestamp of the picture that was queued last.
+    last_timestamp: Option<u32>,
+    /// What sound takes of the network, bits per second.
+    audio_bps: f64,
     channel: Option<ChannelId>,
     candidates: usize,
     created: Instant,
@@ -473,6 +492,9 @@ impl Peer {
             video: None,
             audio: None,
             pacer: Pacer::new(),
+            layers: Layers::default(),
+            last_timestamp: None,
+            audio_bps: 0.0,
             channel: None,
             candidates: 0,
             created: now,
@@ -566,7 +588,48 @@ impl Peer {
 
     /// What it counted so far.
     pub const fn counters(&self) -> Counters {
-        self.counters
+        Counters { layer_switches: self.layers.switches(), ..self.counters }
+    }
+
+    /// What its network carries of pictures, bits per second: sound comes first.
+    pub fn video_estimate_bps(&self) -> Option<u64> {
+        let all = self.counters.estimate_bps?;
+        Some(all.saturating_sub(if self.audio.is_some() { self.audio_bps as u64 } else { 0 }))
+    }
+
+    /// The stream's pictures come in these layers, best first; what goes out now is layer `sends`. Tell again when something
+    /// changes; [`PeerEvent::Layer`] says what to give.
+    pub fn set_layers(&mut self, now: Instant, layers: Vec<LayerState>, sends: usize) {
+        if self.layers.usage().sends != sends {
+            // Nobody knows what this layer's pictures refer to.
+            self.pacer.require_keyframe();
+        }
+        self.layers.set(layers, sends);
+        self.look_at_layers(now);
+    }
+
+    /// Which layers are in use.
+    pub const fn layer_use(&self) -> LayerUse {
+        self.layers.usage()
+    }
+
+    /// The layer that the viewer chose itself.
+    pub fn chosen_layer(&self) -> Option<&str> {
+        self.layers.chosen()
+    }
+
+    /// From now on this layer, whatever the network carries; or again the one that it carries. False when there is no such layer.
+    pub fn choose_layer(&mut self, now: Instant, rid: Option<&str>) -> bool {
+        let known = self.layers.choose(rid);
+        self.look_at_layers(now);
+        known
+    }
+
+    fn look_at_layers(&mut self, now: Instant) {
+        let share = self.video_estimate_bps().map(|bps| (bps as f64 * ESTIMATE_SHARE) as u64);
+        if self.connected && self.closing.is_none() && self.layers.look(now, share) {
+            self.events.push_back(PeerEvent::Layer(self.layers.usage()));
+        }
     }
 
     /// Pictures whose last packet was given out since the last call. The caller knows when they reached the kernel.
@@ -629,12 +692,8 @@ impl Peer {
                 self.engine_now = self.engine_now.max(now);
                 self.engine(|rtc| rtc.handle_input(input))?;
             }
-            Input::Media(unit) => {
-                if self.connected && self.closing.is_none() {
-                    self.offer_unit(now, unit);
-                    self.advance(now)?;
-                }
-            }
+            Input::Media(unit) => self.on_picture(now, unit, 0)?,
+            Input::Layer(unit, layer) => self.on_picture(now, unit, layer)?,
             Input::Audio(packet) => {
                 if self.connected && self.closing.is_none() && self.write_audio(packet) {
                     self.advance(now)?;
@@ -642,6 +701,7 @@ impl Peer {
             }
             Input::Tick => self.advance(now)?,
         }
+        self.look_at_layers(now);
         self.check_limits(now);
         Ok(())
     }
@@ -777,8 +837,35 @@ impl Peer {
         }
     }
 
+    fn on_picture(&mut self, now: Instant, unit: &Arc<AccessUnit>, layer: usize) -> Result<(), PeerError> {
+        if !self.connected || self.closing.is_some() {
+            return Ok(());
+        }
+        let before = self.layers.usage();
+        let taken = self.layers.takes(layer, unit.keyframe);
+        if self.layers.usage() != before {
+            self.events.push_back(PeerEvent::Layer(self.layers.usage()));
+        }
+        if taken {
+            self.offer_unit(now, unit);
+            self.advance(now)?;
+        }
+        Ok(())
+    }
+
     fn offer_unit(&mut self, now: Instant, unit: &Arc<AccessUnit>) {
-        match self.pacer.offer(now, unit) {
+        let Some(video) = &self.video else { return };
+        // Layers are encoded side by side: the first picture of another one may have been taken with, or before, the last that went out.
+        let taken_at = video.clock.timestamp_at(unit.captured);
+        let rtp_timestamp = match self.last_timestamp {
+            Some(last) if last.wrapping_sub(taken_at) < SAME_TIME_TICKS => last.wrapping_add(1),
+            _ => taken_at,
+        };
+        let admitted = self.pacer.offer(now, unit, rtp_timestamp);
+        if admitted != Admitted::WaitsForKeyframe {
+            self.last_timestamp = Some(rtp_timestamp);
+        }
+        match admitted {
             Admitted::Queued => {
                 if unit.keyframe {
                     self.keyframe_asked = false;
@@ -819,7 +906,7 @@ impl Peer {
             pacer,
             counters,
             config,
-            video: Some(Outgoing { line, ssrc, clock, next_seq_no }),
+            video: Some(Outgoing { line, ssrc, next_seq_no, .. }),
             extensions_sent,
             last_capture,
             sent,
@@ -834,24 +921,23 @@ impl Peer {
         let repeat_extensions =
             extensions_sent.is_none_or(|at| now.saturating_duration_since(at) >= EXTENSION_INTERVAL);
         // What all packets of a picture share; worked out once.
-        let mut shared: Option<(lightpipe_media::MediaTime, u32, Instant, Option<ExtensionValues>)> = None;
-        pacer.release(now, |unit, index| {
+        let mut shared: Option<(u32, Instant, Option<ExtensionValues>)> = None;
+        pacer.release(now, |unit, rtp_timestamp, index| {
             let payloads = unit.rtp_payloads();
             let Some(payload) = payloads.get(index) else { return };
-            if shared.as_ref().is_none_or(|(captured, ..)| *captured != unit.captured) {
+            if shared.as_ref().is_none_or(|(of, ..)| *of != rtp_timestamp) {
                 // All packets of a picture carry the same extensions, so that they have equal lengths and leave in one call.
                 let extended = unit.keyframe || (repeat_extensions && index == 0);
                 if extended && index == 0 {
                     *extensions_sent = Some(now);
                 }
                 let extensions = extended.then(|| extensions_of(config, unit));
-                let at = (clock.timestamp_at(unit.captured), config.clock.instant(unit.captured));
-                shared = Some((unit.captured, at.0, at.1, extensions));
+                shared = Some((rtp_timestamp, config.clock.instant(unit.captured), extensions));
             }
-            let Some((_, rtp_timestamp, wallclock, extensions)) = &shared else { return };
+            let Some((_, wallclock, extensions)) = &shared else { return };
             let marker = index + 1 == payloads.len();
             let mut packet =
-                RtpWrite::new(line.pt, (*next_seq_no).into(), *rtp_timestamp, *wallclock, Arc::clone(payload))
+                RtpWrite::new(line.pt, (*next_seq_no).into(), rtp_timestamp, *wallclock, Arc::clone(payload))
                     .marker(marker)
                     .nackable(true);
             if let Some(extensions) = extensions {
@@ -862,7 +948,7 @@ impl Peer {
             *next_seq_no += 1;
             if marker {
                 counters.sent_frames += 1;
-                *last_capture = Some((*rtp_timestamp, unit.captured));
+                *last_capture = Some((rtp_timestamp, unit.captured));
                 sent.push(Sent { captured: unit.captured, encoded: unit.stages.encoded });
             }
         });
@@ -884,6 +970,8 @@ impl Peer {
         );
         *next_seq_no += 1;
         self.counters.sent_audio_frames += 1;
+        let bits = (packet.data.len() + AUDIO_OVERHEAD) as f64 * 8.0;
+        self.audio_bps += (bits / packet.duration.as_secs_f64().max(0.0025) - self.audio_bps) / 32.0;
         self.last_audio_capture = Some((rtp_timestamp, packet.captured));
         true
     }
@@ -952,6 +1040,9 @@ impl Peer {
             Some(FromPage::Ping { t }) => {
                 let server_ms = self.config.clock.unix_micros(self.config.clock.at(now)) as f64 / 1000.0;
                 self.write_control(&ToPage::Pong { t, server_ms });
+            }
+            Some(FromPage::Layer { rid }) => {
+                let _ = self.choose_layer(now, rid.as_deref());
             }
             // Over a whole interval of the slowest display is no phase but a mistake.
             Some(FromPage::Phase { later_ms }) if (0.0..=50.0).contains(&later_ms) => {

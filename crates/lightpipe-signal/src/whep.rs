@@ -182,30 +182,56 @@ impl LayerChoice {
             .map_err(|error| Refusal::new(400, "bad_layer", format!("the body is no layer selection: {error}")))
     }
 
-    /// Whether the only layer, of `size` (columns and rows), on m-line `video_line`, is what is asked for.
-    pub fn check(&self, video_line: usize, size: Option<(u32, u32)>) -> Result<(), Refusal> {
+    /// The name of the layer that is asked for, out of these (best first) on m-line `video_line`; `None` leaves the choice to us.
+    pub fn check(&self, video_line: usize, layers: &[LayerInfo<'_>]) -> Result<Option<String>, Refusal> {
         let refuse = |what: String| Err(Refusal::new(422, "no_such_layer", what));
         if self.media_id.as_ref().is_some_and(|id| *id != video_line.to_string()) {
             return refuse(format!("the m-line with video is {video_line}"));
         }
-        if let Some(rid) = &self.rid {
-            return refuse(format!(
-                "there is no layer {:?}; this stream has one, without a RID",
-                rid.chars().take(40).collect::<String>()
-            ));
-        }
         let above_zero = |id: Option<u32>| id.is_some_and(|id| id > 0);
         if above_zero(self.spatial_layer_id) || above_zero(self.temporal_layer_id) {
-            return refuse("this stream has one spatial and one temporal layer, number 0".into());
+            return refuse("every encoding of this stream has one spatial and one temporal layer, number 0".into());
         }
-        let too_large = |limit: Option<u32>, side: u32| limit.is_some_and(|limit| limit < side);
-        if let Some((width, height)) = size
-            && (too_large(self.max_width, width) || too_large(self.max_height, height))
-        {
-            return refuse(format!("the only layer is {width}x{height}"));
+        if let Some(rid) = &self.rid {
+            if layers.iter().any(|layer| layer.rid == Some(rid)) {
+                return Ok(Some(rid.clone()));
+            }
+            let known: Vec<&str> = layers.iter().filter_map(|layer| layer.rid).collect();
+            return refuse(format!(
+                "there is no layer {:?}; {}",
+                rid.chars().take(40).collect::<String>(),
+                if known.is_empty() {
+                    "this stream has one, without a RID".into()
+                } else {
+                    format!("there are {}", known.join(", "))
+                }
+            ));
         }
-        Ok(())
+        if self.max_width.is_none() && self.max_height.is_none() {
+            return Ok(None);
+        }
+        let fits = |layer: &&LayerInfo<'_>| {
+            layer.size.is_none_or(|(width, height)| {
+                self.max_width.is_none_or(|limit| width <= limit) && self.max_height.is_none_or(|limit| height <= limit)
+            })
+        };
+        match (layers.iter().find(fits), layers.last().and_then(|least| least.size)) {
+            // The best one needs no choice: it comes when the network carries it.
+            (Some(first), _) if layers.first() == Some(first) => Ok(None),
+            (Some(layer), _) => Ok(layer.rid.map(str::to_owned)),
+            (None, Some((width, height))) => refuse(format!("the smallest layer is {width}x{height}")),
+            (None, None) => Ok(None),
+        }
     }
+}
+
+/// One layer that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerInfo<'a> {
+    /// Its name; `None` where there is no ladder.
+    pub rid: Option<&'a str>,
+    /// Columns and rows, if known.
+    pub size: Option<(u32, u32)>,
 }
 
 /// Index of the first video m-line of an SDP.
@@ -245,23 +271,44 @@ mod tests {
         check(Some("text/plain"), r#"["active"]"#, Err(415));
     }
 
+    #[track_caller]
+    fn check_layer(layers: &[LayerInfo<'_>], body: &str, expected: Result<Option<&str>, u16>) {
+        let choice = LayerChoice::parse(Some(JSON), body);
+        let got = choice.and_then(|choice| choice.check(1, layers));
+        assert_eq!(got.map_err(|r| r.status), expected.map(|rid| rid.map(str::to_owned)), "{body}");
+    }
+
     #[test]
-    fn the_only_layer_is_given_and_others_are_named_as_missing() {
-        let check = |body: &str, expected: Result<(), u16>| {
-            let choice = LayerChoice::parse(Some(JSON), body);
-            let got = choice.and_then(|choice| choice.check(1, Some((1280, 720))));
-            assert_eq!(got.map_err(|r| r.status), expected, "{body}");
-        };
-        check("{}", Ok(()));
-        check(r#"{"mediaId":"1"}"#, Ok(()));
-        check(r#"{"mediaId":"1","spatialLayerId":0,"maxWidth":1920,"unknown":true}"#, Ok(()));
-        check(r#"{"mediaId":"0"}"#, Err(422));
-        check(r#"{"rid":"h"}"#, Err(422));
-        check(r#"{"encodingId":"h"}"#, Err(422));
-        check(r#"{"temporalLayerId":1}"#, Err(422));
-        check(r#"{"maxHeight":360}"#, Err(422));
-        check(r#"{"maxHeight":"tall"}"#, Err(400));
-        check("hd", Err(400));
+    fn layers_are_chosen_by_name_or_size_and_missing_ones_refused() {
+        let one = [LayerInfo { rid: None, size: Some((1280, 720)) }];
+        for (body, expected) in [
+            ("{}", Ok(None)),
+            (r#"{"mediaId":"1"}"#, Ok(None)),
+            (r#"{"mediaId":"1","spatialLayerId":0,"maxWidth":1920,"unknown":true}"#, Ok(None)),
+            (r#"{"mediaId":"0"}"#, Err(422)),
+            (r#"{"rid":"h"}"#, Err(422)),
+            (r#"{"temporalLayerId":1}"#, Err(422)),
+            (r#"{"maxHeight":360}"#, Err(422)),
+            (r#"{"maxHeight":"tall"}"#, Err(400)),
+            ("hd", Err(400)),
+        ] {
+            check_layer(&one, body, expected);
+        }
+        let ladder = [("f", 1280), ("h", 640), ("q", 320)]
+            .map(|(rid, width)| LayerInfo { rid: Some(rid), size: Some((width, width * 9 / 16)) });
+        for (body, expected) in [
+            ("{}", Ok(None)),
+            (r#"{"rid":"h"}"#, Ok(Some("h"))),
+            (r#"{"encodingId":"f"}"#, Ok(Some("f"))),
+            (r#"{"rid":"x"}"#, Err(422)),
+            (r#"{"rid":"h","spatialLayerId":1}"#, Err(422)),
+            (r#"{"maxHeight":400}"#, Ok(Some("h"))),
+            (r#"{"maxWidth":4000}"#, Ok(None)),
+            (r#"{"maxWidth":639,"maxHeight":400}"#, Ok(Some("q"))),
+            (r#"{"maxWidth":100}"#, Err(422)),
+        ] {
+            check_layer(&ladder, body, expected);
+        }
     }
 
     #[test]

@@ -68,14 +68,14 @@ async fn metrics_parse_have_no_duplicates_and_move() {
         ["lightpipe_frames_published_total", "lightpipe_published_bytes_total", "lightpipe_keyframes_published_total"]
     {
         for stream in ["pattern", "cam"] {
-            let key = format!("{name}{{stream=\"{stream}\",codec=\"h264\"}}");
+            let key = format!("{name}{{stream=\"{stream}\",codec=\"h264\",layer=\"\"}}");
             assert!(after[&key] > before[&key], "{key}");
             let other = key.replace("h264", "vp8");
             let unused = if cfg!(feature = "vpx") { Some(0.0) } else { None };
             assert_eq!(after.get(&other).copied(), unused, "nobody takes {other}");
         }
     }
-    assert!(after["lightpipe_stage_seconds_count{stream=\"pattern\",codec=\"h264\",stage=\"encode\"}"] >= 60.0);
+    assert!(after["lightpipe_stage_seconds_count{stream=\"pattern\",codec=\"h264\",layer=\"\",stage=\"encode\"}"] >= 60.0);
     assert!(after["lightpipe_send_calls_total"] <= after["lightpipe_datagrams_sent_total"]);
     viewer.close();
     other.close();

@@ -1,5 +1,6 @@
 //! JSON for programs and for our own pages.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -37,6 +38,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "viewers": app.engine.viewers_of(entry.stream.name()),
                 "width": size.map(|s| s.width),
                 "height": size.map(|s| s.height),
+                "layers": layers(&entry.stream, now),
                 "alternatives": alternatives.iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
                 "audio": entry.stream.has_audio().then(|| json!({
                     "codec": "opus",
@@ -57,9 +59,33 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
 }
 
 /// The encoding of a stream in another codec, by the names of the stream's own.
-fn alternative(stream: &Stream, now: MediaTime) -> Value {
-    let reason = if let Health::Failed(reason) = stream.health() { Some(reason) } else { None };
-    with(json!({ "codec": stream.codec().name(), "reason": reason }), &encoding(stream, &stream.stats(), now))
+fn alternative(stream: &Arc<Stream>, now: MediaTime) -> Value {
+    let (_, reason) = told(stream.health());
+    let figures = json!({ "codec": stream.codec().name(), "reason": reason, "layers": layers(stream, now) });
+    with(figures, &encoding(stream, &stream.stats(), now))
+}
+
+/// The layers of a stream's ladder, best first; none without one.
+fn layers(stream: &Arc<Stream>, now: MediaTime) -> Vec<Value> {
+    let layers = stream.layers();
+    if layers.len() < 2 {
+        return Vec::new();
+    }
+    let told = layers.iter().filter_map(|stream| {
+        let layer = stream.layer()?;
+        let (health, reason) = told(stream.health());
+        let figures = json!({
+            "rid": layer.rid,
+            "width": layer.size.width,
+            "height": layer.size.height,
+            "configured_bitrate_bps": layer.bitrate_bps,
+            "wanted": stream.own_outlets() > 0,
+            "health": health,
+            "reason": reason,
+        });
+        Some(with(figures, &encoding(stream, &stream.stats(), now)))
+    });
+    told.collect()
 }
 
 /// The figures of one encoding.
@@ -125,6 +151,9 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                 "age_s": peer.created.elapsed().as_secs_f64(),
                 "rtt_ms": c.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 "loss": c.loss,
+                "layer": peer.layer,
+                "chosen_layer": peer.chosen_layer,
+                "layer_switches": c.layer_switches,
                 "estimate_bps": c.estimate_bps,
                 "sent_bytes": c.sent_bytes,
                 "sent_packets": c.sent_packets,

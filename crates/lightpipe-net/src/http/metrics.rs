@@ -54,13 +54,17 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         .map(|e| (e.stream.name().to_owned(), e.stream.stats(), e.stream.health()))
         .collect();
 
-    // Each coding of a stream has figures of its own; sums over `codec` are the whole.
+    // Each coding and each layer of a stream has figures of its own; sums over `codec` and `layer` are the whole.
     let encodings: Vec<_> = app
         .streams
         .all()
         .into_iter()
         .flat_map(|e| std::iter::once(Arc::clone(&e.stream)).chain(e.stream.alternatives()).collect::<Vec<_>>())
-        .map(|s| (s.name().to_owned(), if s.has_video() { s.codec().name() } else { "none" }, s.stats()))
+        .flat_map(|coding| coding.layers())
+        .map(|s| {
+            let codec = if s.has_video() { s.codec().name() } else { "none" };
+            (s.name().to_owned(), codec, s.layer().map_or_else(String::new, |layer| layer.rid), s.stats())
+        })
         .collect();
 
     page.family(
@@ -93,8 +97,8 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
     ];
     for (family, help, field) in counters {
         page.family(family, "counter", help);
-        for (name, codec, stats) in &encodings {
-            page.sample(family, &[("stream", name), ("codec", codec)], field(stats));
+        for (name, codec, layer, stats) in &encodings {
+            page.sample(family, &[("stream", name), ("codec", codec), ("layer", layer)], field(stats));
         }
     }
     let counters: [(&str, &str, Field); 4] = [
@@ -122,9 +126,9 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         "counter",
         "Pictures dropped by reason, before encoding; per-viewer drops are lightpipe_viewer_frames_dropped. Divide by lightpipe_frames_published_total.",
     );
-    for (name, codec, stats) in &encodings {
+    for (name, codec, layer, stats) in &encodings {
         for (reason, count) in [("raw_queue", stats.raw_dropped), ("encoder_skip", stats.encoder_skipped)] {
-            let labels = [("stream", name.as_str()), ("codec", codec), ("reason", reason)];
+            let labels = [("stream", name.as_str()), ("codec", codec), ("layer", layer), ("reason", reason)];
             page.sample("lightpipe_frames_dropped_total", &labels, count);
         }
     }
@@ -133,9 +137,9 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         "summary",
         "Time of one picture in a stage on our side, since the start of the process.",
     );
-    for (name, codec, stats) in &encodings {
+    for (name, codec, layer, stats) in &encodings {
         for (stage, histogram) in [("capture", &stats.capture), ("queue", &stats.queue), ("encode", &stats.encode)] {
-            let labels = [("stream", name.as_str()), ("codec", codec), ("stage", stage)];
+            let labels = [("stream", name.as_str()), ("codec", codec), ("layer", layer), ("stage", stage)];
             page.summary("lightpipe_stage_seconds", &labels, histogram);
         }
     }

@@ -193,6 +193,11 @@ impl Sessions {
         self.find(id, stream).map(|_| StatusCode::NO_CONTENT)
     }
 
+    /// The engine's number of a session.
+    pub(crate) fn key_of(&self, stream: &str, id: &str) -> Result<u64, Problem> {
+        self.find(id, stream).map(|session| session.key)
+    }
+
     /// `PATCH` of a session.
     pub(crate) async fn patch(
         &self,

@@ -13,10 +13,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use lightpipe_media::Stream;
 use lightpipe_media::stream::Health;
-use lightpipe_signal::whep::{self, EventType, LayerChoice};
-use serde_json::json;
+use lightpipe_media::{SimulcastLayer, Size, Stream};
+use lightpipe_signal::whep::{self, EventType, LayerChoice, LayerInfo};
+use serde_json::{Value, json};
 
 use super::App;
 use super::problem::Problem;
@@ -76,7 +76,7 @@ pub(crate) async fn deliver(
         wanted,
         active: None,
         slow_at: Instant::now(),
-        layer: None,
+        layers: Vec::new(),
         viewers: None,
         ready: VecDeque::new(),
         ended: false,
@@ -97,19 +97,35 @@ pub(crate) async fn end(
     Ok(StatusCode::OK)
 }
 
-/// `POST /whep/{stream}/{session}/layer`. A stream has one layer so far: what names another one is refused.
+/// `POST /whep/{stream}/{session}/layer`: this layer, whatever the network carries; without a constraint the one that it carries.
 pub(crate) async fn choose_layer(
     State(app): State<App>,
     Path((name, session)): Path<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    app.sessions.look(&name, &session)?;
+    let key = app.sessions.key_of(&name, &session)?;
     let stream = app.streams.find(&name).ok_or_else(|| Problem::no_such_stream(&name, &app.streams.names()))?;
     let text = text_body(body, BODY_LIMIT).await?;
     let choice = LayerChoice::parse(text_header(&headers, header::CONTENT_TYPE), &text)?;
-    choice.check(app.sessions.video_line(&name, &session)?, stream.stats().size.map(|s| (s.width, s.height)))?;
-    Ok(StatusCode::OK)
+    let ladder: Vec<(Option<SimulcastLayer>, Option<Size>)> =
+        stream.layers().iter().map(|stream| (stream.layer(), stream.stats().size)).collect();
+    let layers: Vec<LayerInfo<'_>> = ladder
+        .iter()
+        .map(|(layer, size)| LayerInfo {
+            rid: layer.as_ref().filter(|_| ladder.len() > 1).map(|layer| layer.rid.as_str()),
+            size: layer.as_ref().map(|layer| layer.size).or(*size).map(|size| (size.width, size.height)),
+        })
+        .collect();
+    let rid = choice.check(app.sessions.video_line(&name, &session)?, &layers)?;
+    // A layer that went away meanwhile, or a session that is just ending: there is nothing more to be had.
+    match app.engine.choose_layer(key, rid).await {
+        Ok(true) => Ok(StatusCode::OK),
+        Ok(false) => {
+            Err(Problem::new(StatusCode::CONFLICT, "layer_gone", "The stream's layers have just changed; ask again."))
+        }
+        Err(error) => Err(Problem::from(error)),
+    }
 }
 
 /// Watches a stream on behalf of one event stream.
@@ -124,8 +140,8 @@ struct Teller {
     /// What was told last: somebody publishes. Nothing yet: an `inactive` is not told first.
     active: Option<bool>,
     slow_at: Instant,
-    /// Columns, rows and bitrate told last.
-    layer: Option<(u32, u32, u64)>,
+    /// Columns, rows and bitrate of each layer, told last.
+    layers: Vec<(u32, u32, u64)>,
     viewers: Option<usize>,
     ready: VecDeque<Event>,
     ended: bool,
@@ -177,23 +193,40 @@ impl Teller {
         if self.viewers.replace(viewers) != Some(viewers) {
             self.tell(EventType::ViewerCount, json!({ "viewercount": viewers }));
         }
-        let stats = self.stream.stats();
-        let Some(size) = stats.size.filter(|_| self.stream.has_video()) else { return };
-        let bitrate = self.stream.rates(self.app.engine.clock().at(Instant::now())).bitrate_bps;
-        let known = self.layer.is_some_and(|(width, height, told)| {
-            let change = (bitrate as f64 - told as f64).abs();
-            (width, height) == (size.width, size.height) && change <= told as f64 * BITRATE_STEP
-        });
-        if !known {
-            self.layer = Some((size.width, size.height, bitrate));
-            let layer = json!({
+        if self.stream.has_video() {
+            self.look_at_layers();
+        }
+    }
+
+    fn look_at_layers(&mut self) {
+        let now = self.app.engine.clock().at(Instant::now());
+        let mut figures = Vec::new();
+        let mut told = Vec::new();
+        for stream in self.stream.layers() {
+            let (stats, layer) = (stream.stats(), stream.layer());
+            let Some(size) = stats.size.or_else(|| Some(layer.as_ref()?.size)) else { continue };
+            let bitrate = stream.rates(now).bitrate_bps;
+            figures.push((size.width, size.height, bitrate));
+            let mut object = json!({
                 "spatialLayerId": 0,
                 "bitrate": bitrate,
                 "targetBitrate": stats.target_bitrate_bps,
                 "width": size.width,
                 "height": size.height,
             });
-            self.tell(EventType::Layers, json!({ self.video_line.to_string(): [layer] }));
+            if let Some(layer) = layer {
+                object["rid"] = Value::from(layer.rid);
+            }
+            told.push(object);
+        }
+        let same = |((width, height, bitrate), old): (&(u32, u32, u64), &(u32, u32, u64))| {
+            let change = (*bitrate as f64 - old.2 as f64).abs();
+            (*width, *height) == (old.0, old.1) && change <= old.2 as f64 * BITRATE_STEP
+        };
+        let known = figures.len() == self.layers.len() && figures.iter().zip(&self.layers).all(same);
+        if !known {
+            self.layers = figures;
+            self.tell(EventType::Layers, json!({ self.video_line.to_string(): told }));
         }
     }
 

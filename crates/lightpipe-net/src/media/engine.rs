@@ -319,6 +319,8 @@ impl MediaEngine {
                 transport,
                 created,
                 connected: false,
+                layer: None,
+                chosen_layer: None,
                 counters: Counters::default(),
                 received,
                 gave: created,
@@ -370,6 +372,13 @@ impl MediaEngine {
         let (reply, done) = oneshot::channel();
         self.command(key, Command::Answer { key, answer, reply });
         Ok(done.await.map_err(|_| ViewerError::Gone)??)
+    }
+
+    /// Gives a viewer this layer whatever its network carries, or with none the one that it carries. False when its stream has no such layer.
+    pub async fn choose_layer(&self, key: u64, rid: Option<String>) -> Result<bool, ViewerError> {
+        let (reply, known) = oneshot::channel();
+        self.command(key, Command::ChooseLayer { key, rid, reply });
+        known.await.map_err(|_| ViewerError::Gone)
     }
 
     /// One peer, as of the last second.

@@ -44,6 +44,12 @@ pub(crate) enum Command {
         answer: String,
         reply: oneshot::Sender<Result<(), PeerError>>,
     },
+    ChooseLayer {
+        key: u64,
+        rid: Option<String>,
+        /// Whether there is such a layer.
+        reply: oneshot::Sender<bool>,
+    },
     Close {
         key: u64,
         cause: DisconnectCause,

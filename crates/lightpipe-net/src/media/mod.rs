@@ -5,6 +5,7 @@
 
 mod engine;
 mod inbox;
+mod layers;
 mod publishers;
 mod routes;
 mod socket;

@@ -55,6 +55,10 @@ pub struct PeerInfo {
     pub stream: String,
     /// Coding of the pictures that it gets or sends; `None` where there is only sound.
     pub codec: Option<VideoCodec>,
+    /// Name of the layer that it gets; `None` without a ladder.
+    pub layer: Option<String>,
+    /// Name of the layer that it chose itself; `None`: what its network carries.
+    pub chosen_layer: Option<String>,
     /// How it signalled.
     pub transport: Transport,
     /// When its offer came.

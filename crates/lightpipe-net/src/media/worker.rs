@@ -12,13 +12,14 @@ use lightpipe_media::{
     AccessUnit, AudioPacket, EventKind, EventLog, Histogram, MediaClock, MediaTime, Stream, Subscription,
 };
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
-use lightpipe_rtc::{Counters, DisconnectCause, Input, Output, Peer, PeerError, PeerEvent, Publisher, demux};
+use lightpipe_rtc::{Counters, DisconnectCause, Input, LayerUse, Output, Peer, PeerError, PeerEvent, Publisher, demux};
 use mio::{Events, Interest, Poll, Token};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::engine::Phase;
 use super::inbox::{Command, Inbox, Pending, StreamOutlet};
+use super::layers::{self, Ladder};
 use super::publishers::Publishers;
 use super::routes::{Place, Registration, Routes};
 use super::socket::{MediaSocket, SendRun};
@@ -32,6 +33,9 @@ const MAX_RECEIVES_PER_TURN: usize = 64;
 
 /// Age of the last keyframe up to which a new viewer starts with it: while requests for another one are held off anyway.
 const REPLAY_SPAN: Duration = lightpipe_media::stream::KEYFRAME_REQUEST_HOLDOFF;
+
+/// How often viewers hear how the layers of their stream are. Encoders follow estimates within a picture.
+const LAYERS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often viewers and the API get fresh figures.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,6 +74,7 @@ pub(crate) struct Worker {
     timers: BinaryHeap<Reverse<(Instant, u64)>>,
     run: SendRun,
     stats_at: Instant,
+    layers_at: Instant,
     /// The socket may hold datagrams.
     readable: bool,
     stopping: bool,
@@ -77,6 +82,10 @@ pub(crate) struct Worker {
 
 struct Slot {
     viewer: Viewer,
+    /// What it may get, best first; the stream alone where there is no ladder.
+    layers: Vec<Arc<Stream>>,
+    /// Which of them it is in the fans of.
+    usage: LayerUse,
     /// When the peer wants to be called; older entries in the heap are stale.
     wake_at: Instant,
     send: Histogram,
@@ -84,11 +93,24 @@ struct Slot {
     connected_at: Option<MediaTime>,
 }
 
-/// A stream by its address: it has its name in common with its alternatives in other codings. A fan keeps its stream, so that no
-/// other one comes to lie there meanwhile.
-type FanKey = usize;
+impl Slot {
+    /// The stream whose pictures go out, and with them the sound.
+    fn sends(&self) -> &Arc<Stream> {
+        self.layers.get(self.usage.sends).unwrap_or(&self.viewer.stream)
+    }
 
-fn fan_key(stream: &Arc<Stream>) -> FanKey {
+    /// The streams whose pictures the peer wants.
+    fn takes(&self) -> impl Iterator<Item = &Arc<Stream>> {
+        let wants = self.layers.get(self.usage.wants).filter(|_| self.usage.wants != self.usage.sends);
+        std::iter::once(self.sends()).chain(wants)
+    }
+}
+
+/// A stream by its address: it has its name in common with its layers and its alternatives in other codings. A fan keeps its
+/// stream, so that no other one comes to lie there meanwhile.
+pub(crate) type FanKey = usize;
+
+pub(crate) fn fan_key(stream: &Arc<Stream>) -> FanKey {
     Arc::as_ptr(stream).addr()
 }
 
@@ -148,6 +170,7 @@ impl Worker {
             timers: BinaryHeap::new(),
             run: SendRun::default(),
             stats_at: Instant::now() + STATS_INTERVAL,
+            layers_at: Instant::now() + LAYERS_INTERVAL,
             readable: false,
             stopping: false,
         })
@@ -159,7 +182,13 @@ impl Worker {
         let mut pending = Pending::default();
         while !(self.stopping && self.peers.is_empty() && self.publishers.is_empty()) {
             let now = Instant::now();
-            let next = self.timers.peek().map_or(self.stats_at, |Reverse((at, _))| (*at).min(self.stats_at));
+            let mut next = self.stats_at;
+            if self.peers.values().any(|slot| slot.layers.len() > 1) {
+                next = next.min(self.layers_at);
+            }
+            if let Some(Reverse((at, _))) = self.timers.peek() {
+                next = next.min(*at);
+            }
             // What the last turn left in the socket announces itself no second time.
             let patience = if self.readable { Duration::ZERO } else { next.saturating_duration_since(now) };
             if let Err(error) = self.poll.poll(&mut events, Some(patience))
@@ -274,14 +303,22 @@ impl Worker {
         let Some(fan) = self.fans.get_mut(&fan_key(stream)) else { return };
         fan.remember(unit);
         for key in fan.peers.clone() {
-            let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(unit)));
+            self.give(key, stream, unit);
         }
+    }
+
+    fn give(&mut self, key: u64, stream: &Arc<Stream>, unit: &Arc<AccessUnit>) {
+        let Some(slot) = self.peers.get(&key) else { return };
+        let layer = slot.layers.iter().position(|layer| Arc::ptr_eq(layer, stream)).unwrap_or(0);
+        let _ = self.turn(key, |peer, now| peer.handle(now, Input::Layer(unit, layer)));
     }
 
     fn fan_out_audio(&mut self, stream: &Arc<Stream>, packet: &Arc<AudioPacket>) {
         let Some(fan) = self.fans.get(&fan_key(stream)) else { return };
         for key in fan.peers.clone() {
-            if self.peers.get(&key).is_some_and(|slot| slot.viewer.peer.tracks().audio) {
+            // Who is about to change to this layer has the sound from the other one.
+            let takes = |slot: &Slot| slot.viewer.peer.tracks().audio && Arc::ptr_eq(slot.sends(), stream);
+            if self.peers.get(&key).is_some_and(takes) {
                 let _ = self.turn(key, |peer, now| peer.handle(now, Input::Audio(packet)));
             }
         }
@@ -363,6 +400,12 @@ impl Worker {
                     let _ = reply.send(result.map(|(answer, _)| answer));
                 }
             }
+            Command::ChooseLayer { key, rid, reply } => {
+                let known = self.turn(key, |peer, now| Ok(peer.choose_layer(now, rid.as_deref())));
+                if let Some(Ok(known)) = known {
+                    let _ = reply.send(known);
+                }
+            }
             Command::Close { key, cause } => {
                 let _ = self.turn(key, |peer, now| {
                     peer.close(now, cause);
@@ -420,6 +463,8 @@ impl Worker {
         }
         let slot = Slot {
             wake_at: viewer.created,
+            layers: vec![Arc::clone(&viewer.stream)],
+            usage: LayerUse { sends: 0, wants: 0 },
             viewer,
             send: Histogram::default(),
             capture_to_sent: Histogram::default(),
@@ -427,6 +472,7 @@ impl Worker {
         };
         self.join_fan(&slot.viewer.stream);
         self.peers.insert(key, slot);
+        self.tell_layers(Some(key));
         let _ = self.turn(key, |peer, now| peer.handle(now, Input::Tick));
     }
 
@@ -443,6 +489,10 @@ impl Worker {
             if self.peers.get(&key).is_some_and(|slot| slot.wake_at == at) {
                 let _ = self.turn(key, |peer, now| peer.handle(now, Input::Tick));
             }
+        }
+        if now >= self.layers_at {
+            self.layers_at = now + LAYERS_INTERVAL;
+            self.tell_layers(None);
         }
         if now >= self.stats_at {
             self.stats_at = now + STATS_INTERVAL;
@@ -513,10 +563,13 @@ impl Worker {
         match event {
             PeerEvent::Connected => self.on_connected(key),
             PeerEvent::KeyframeWanted => {
-                if let Some(fan) = self.fan_of(key) {
+                let taken: Vec<FanKey> =
+                    self.peers.get(&key).map_or_else(Vec::new, |slot| slot.takes().map(fan_key).collect());
+                for fan in taken.iter().filter_map(|fan| self.fans.get(fan)) {
                     fan.subscription.request_keyframe();
                 }
             }
+            PeerEvent::Layer(usage) => self.change_layer(key, *usage),
             PeerEvent::Estimate(_) => self.pass_on_estimates(key),
             // Several displays have several phases; the picture can follow one.
             PeerEvent::CaptureLater(by) => {
@@ -535,7 +588,7 @@ impl Worker {
         let Some(slot) = self.peers.get_mut(&key) else { return };
         slot.connected_at = Some(self.shared.clock.at(Instant::now()));
         slot.viewer.phase.send_replace(Phase::Connected);
-        let stream = Arc::clone(&slot.viewer.stream);
+        let stream = Arc::clone(slot.sends());
         let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
         self.shared.table.update(key, |info| info.connected = true);
         EngineCounters::add(&self.shared.table.counters.peers_connected, 1);
@@ -549,7 +602,79 @@ impl Worker {
             return;
         }
         for unit in fan.recent.clone() {
-            let _ = self.turn(key, |peer, now| peer.handle(now, Input::Media(&unit)));
+            self.give(key, &stream, &unit);
+        }
+    }
+
+    /// Tells peers how the layers of their streams are, one of them or all; who was on a layer that is no more changes over.
+    fn tell_layers(&mut self, one: Option<u64>) {
+        let keys: Vec<u64> = one.map_or_else(|| self.peers.keys().copied().collect(), |key| vec![key]);
+        let media_now = self.shared.clock.at(Instant::now());
+        let mut ladders: HashMap<FanKey, Ladder> = HashMap::new();
+        for key in keys {
+            let Some(slot) = self.peers.get(&key) else { continue };
+            let ladder = ladders
+                .entry(fan_key(&slot.viewer.stream))
+                .or_insert_with(|| layers::of(&slot.viewer.stream, media_now));
+            if ladder.streams.len() == 1 && slot.layers.len() == 1 {
+                continue;
+            }
+            let (streams, states) = (ladder.streams.clone(), ladder.states.clone());
+            let sends = streams.iter().position(|stream| Arc::ptr_eq(stream, slot.sends()));
+            let same =
+                slot.layers.len() == streams.len() && slot.layers.iter().zip(&streams).all(|(a, b)| Arc::ptr_eq(a, b));
+            if !same {
+                let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
+                let Some(slot) = self.peers.get_mut(&key) else { continue };
+                slot.layers = streams;
+                let sends = sends.unwrap_or(0);
+                slot.usage = LayerUse { sends, wants: sends };
+                self.change_fans(key, &before);
+            }
+            let _ = self.turn(key, |peer, now| {
+                peer.set_layers(now, states, sends.unwrap_or(0));
+                Ok(())
+            });
+        }
+    }
+
+    fn change_layer(&mut self, key: u64, usage: LayerUse) {
+        let Some(slot) = self.peers.get_mut(&key) else { return };
+        let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
+        slot.usage = usage;
+        debug!(peer = public_part(&slot.viewer.id), sends = usage.sends, wants = usage.wants, "layer");
+        self.change_fans(key, &before);
+        self.pass_on_estimates(key);
+    }
+
+    /// Takes a peer out of the fans that it does not take pictures of any more, and puts it into those that it does now.
+    fn change_fans(&mut self, key: u64, before: &[Arc<Stream>]) {
+        let Some(slot) = self.peers.get(&key) else { return };
+        let connected = slot.connected_at.is_some();
+        let now: Vec<Arc<Stream>> = slot.takes().cloned().collect();
+        let only_in = |these: &[Arc<Stream>], those: &[Arc<Stream>]| -> Vec<Arc<Stream>> {
+            these.iter().filter(|stream| !those.iter().any(|other| Arc::ptr_eq(stream, other))).cloned().collect()
+        };
+        for stream in only_in(&now, before) {
+            self.join_fan(&stream);
+            if let Some(fan) = self.fans.get_mut(&fan_key(&stream))
+                && connected
+            {
+                fan.peers.push(key);
+                fan.subscription.request_keyframe();
+            }
+        }
+        for stream in only_in(before, &now) {
+            self.leave_fan(key, &stream);
+        }
+    }
+
+    fn leave_fan(&mut self, key: u64, stream: &Arc<Stream>) {
+        let Some(fan) = self.fans.get_mut(&fan_key(stream)) else { return };
+        fan.peers.retain(|k| *k != key);
+        fan.members -= 1;
+        if fan.members == 0 {
+            self.fans.remove(&fan_key(stream));
         }
     }
 
@@ -578,26 +703,24 @@ impl Worker {
         self.fans.insert(fan_key(stream), fan);
     }
 
-    fn fan_of(&mut self, key: u64) -> Option<&mut Fan> {
-        let fan = fan_key(&self.peers.get(&key)?.viewer.stream);
-        self.fans.get_mut(&fan)
-    }
-
-    /// The stream hears of its best viewer on this thread; it takes the best of all threads itself.
+    /// Streams hear of their best viewer on this thread; they take the best of all threads themselves.
     fn pass_on_estimates(&mut self, key: u64) {
-        let Some(fan) = self.peers.get(&key).map(|s| fan_key(&s.viewer.stream)) else { return };
-        let Some(fan) = self.fans.get(&fan) else { return };
-        let best = fan
-            .peers
-            .iter()
-            .filter_map(|k| self.peers.get(k))
-            .filter_map(|s| s.viewer.peer.counters().estimate_bps)
-            .max();
-        fan.subscription.set_bitrate(best);
+        let Some(slot) = self.peers.get(&key) else { return };
+        for stream in slot.takes() {
+            let Some(fan) = self.fans.get(&fan_key(stream)) else { continue };
+            let best = fan
+                .peers
+                .iter()
+                .filter_map(|k| self.peers.get(k))
+                .filter_map(|s| s.viewer.peer.video_estimate_bps())
+                .max();
+            fan.subscription.set_bitrate(best);
+        }
     }
 
     fn remove(&mut self, key: u64, cause: DisconnectCause) {
         let Some(slot) = self.peers.remove(&key) else { return };
+        let taken: Vec<Arc<Stream>> = slot.takes().cloned().collect();
         let Slot { viewer, connected_at, .. } = slot;
         let connected = connected_at.is_some();
         for address in viewer.registration.addresses() {
@@ -606,13 +729,8 @@ impl Worker {
             }
         }
         let name = viewer.stream.name();
-        let key_of_fan = fan_key(&viewer.stream);
-        if let Some(fan) = self.fans.get_mut(&key_of_fan) {
-            fan.peers.retain(|k| *k != key);
-            fan.members -= 1;
-            if fan.members == 0 {
-                self.fans.remove(&key_of_fan);
-            }
+        for stream in taken {
+            self.leave_fan(key, &stream);
         }
         self.shared.table.remove(key, cause.as_str());
         let at = self.shared.clock.at(Instant::now());
@@ -666,12 +784,16 @@ impl Worker {
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             let Some(slot) = self.peers.get(&key) else { continue };
             let counters: Counters = slot.viewer.peer.counters();
+            let layer = slot.sends().layer().map(|layer| layer.rid);
+            let chosen_layer = slot.viewer.peer.chosen_layer().map(str::to_owned);
             self.shared.table.update(key, |info| {
                 info.counters = counters;
+                info.layer.clone_from(&layer);
+                info.chosen_layer.clone_from(&chosen_layer);
                 info.send = slot.send.clone();
                 info.capture_to_sent = slot.capture_to_sent.clone();
             });
-            let Some((stages, target_bps, viewers, fps)) = of_stream.get(&fan_key(&slot.viewer.stream)) else {
+            let Some((stages, target_bps, viewers, fps)) = of_stream.get(&fan_key(slot.sends())) else {
                 continue;
             };
             let unix_ms = |at| self.shared.clock.unix_micros(at) as f64 / 1000.0;
@@ -688,6 +810,9 @@ impl Worker {
                 rtt_ms: counters.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 viewers: *viewers,
                 fps: *fps,
+                layers: layers::told(&slot.layers),
+                layer,
+                chosen_layer,
             };
             let _ = self.turn(key, |peer, _| {
                 peer.send_stats(&stats);

@@ -1,0 +1,365 @@
+//! Which layer of a ladder a viewer gets: as much as its network carries, without swinging.
+//!
+//! Down at once when it must be, up when there has been room for a while; who had to come down soon after going up waits longer each
+//! time before the next attempt. A change takes effect with a keyframe of the new layer; until then the old one goes on.
+
+use std::time::{Duration, Instant};
+
+use lightpipe_media::Size;
+
+/// How long an estimate must be too low before the layer is left. A single low value is often corrected by the next.
+const DOWN_AFTER: Duration = Duration::from_millis(400);
+
+/// Below this part of what the layer needs it is left at once: a queue of a second builds up within a second.
+const FAR_BELOW: f64 = 0.6;
+
+/// How far an estimate may lie below what the layer in use needs.
+const DOWN_MARGIN: f64 = 0.95;
+
+/// How far it must lie above what a better layer needs, and for how long.
+const UP_MARGIN: f64 = 1.1;
+const UP_AFTER: Duration = Duration::from_millis(800);
+
+/// Pause after coming down before going up again.
+const UP_PAUSE: Duration = Duration::from_secs(2);
+
+/// The same where the way down came within [`FAILED_WITHIN`] of the way up: the network does not carry what its estimate said. Doubles
+/// each time.
+const FAILED_PAUSE: Duration = Duration::from_secs(10);
+const FAILED_PAUSE_MAX: Duration = Duration::from_secs(80);
+const FAILED_WITHIN: Duration = Duration::from_secs(10);
+
+/// After this long on the better layer the attempt has succeeded.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
+
+/// How long a keyframe of a new layer is waited for. An encoder that starts needs a tenth of it.
+const SWITCH_LIMIT: Duration = Duration::from_secs(3);
+
+/// A layer that gave no keyframe is not tried again for so long.
+const BARREN_PAUSE: Duration = Duration::from_secs(10);
+
+/// One layer of a viewer's stream, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerState {
+    /// Its name.
+    pub rid: String,
+    /// Size of its pictures.
+    pub size: Size,
+    /// The lowest rate that its encoder goes to, bits per second.
+    pub floor_bps: u64,
+    /// What its encoder aims for, bits per second; `None` while it rests.
+    pub target_bps: Option<u64>,
+    /// Pictures can be had.
+    pub available: bool,
+}
+
+/// Whose pictures a viewer gets, and whose it will get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerUse {
+    /// The layer whose pictures go out; counts from the best, 0.
+    pub sends: usize,
+    /// The layer whose keyframe is waited for; the same when none is.
+    pub wants: usize,
+}
+
+/// The choice for one viewer.
+#[derive(Debug, Default)]
+pub(crate) struct Layers {
+    layers: Vec<LayerState>,
+    sends: usize,
+    wants: usize,
+    /// The viewer's own wish.
+    chosen: Option<usize>,
+    wanted_at: Option<Instant>,
+    /// Since when another layer would be right, and which.
+    better: Option<(usize, Instant)>,
+    raised_at: Option<Instant>,
+    up_not_before: Option<Instant>,
+    failed_pause: Option<Duration>,
+    barren: Option<(usize, Instant)>,
+    switches: u64,
+}
+
+impl Layers {
+    /// There are these layers, best first, and the one in use is `sends`. Empty: no ladder.
+    pub(crate) fn set(&mut self, layers: Vec<LayerState>, sends: usize) {
+        let rid = self.chosen.and_then(|chosen| self.layers.get(chosen)).map(|layer| layer.rid.clone());
+        let same = self.layers.len() == layers.len() && self.sends == sends;
+        self.layers = layers;
+        self.chosen = rid.and_then(|rid| self.index_of(&rid));
+        if !same {
+            let last = self.layers.len().saturating_sub(1);
+            (self.sends, self.wants) = (sends.min(last), sends.min(last));
+            (self.better, self.wanted_at, self.barren) = (None, None, None);
+        }
+    }
+
+    pub(crate) const fn usage(&self) -> LayerUse {
+        LayerUse { sends: self.sends, wants: self.wants }
+    }
+
+    pub(crate) const fn switches(&self) -> u64 {
+        self.switches
+    }
+
+    /// The viewer's wish, if it has one.
+    pub(crate) fn chosen(&self) -> Option<&str> {
+        Some(self.layers.get(self.chosen?)?.rid.as_str())
+    }
+
+    /// The viewer wants this layer whatever the estimate says, or leaves the choice to us. False when there is no such layer.
+    pub(crate) fn choose(&mut self, rid: Option<&str>) -> bool {
+        let chosen = match rid {
+            None => None,
+            Some(rid) => match self.index_of(rid) {
+                None => return false,
+                found => found,
+            },
+        };
+        self.chosen = chosen;
+        (self.better, self.up_not_before, self.barren) = (None, None, None);
+        true
+    }
+
+    fn index_of(&self, rid: &str) -> Option<usize> {
+        self.layers.iter().position(|layer| layer.rid == rid)
+    }
+
+    /// Looks at what is right now that the network carries `share_bps` of video. True when another layer is wanted than before.
+    pub(crate) fn look(&mut self, now: Instant, share_bps: Option<u64>) -> bool {
+        if self.layers.len() < 2 {
+            return false;
+        }
+        if self.sends != self.wants && self.since(self.wanted_at, now) >= SWITCH_LIMIT {
+            self.barren = Some((self.wants, now));
+            self.want(now, self.sends);
+            return true;
+        }
+        if self.barren.is_some_and(|(_, at)| now.saturating_duration_since(at) >= BARREN_PAUSE) {
+            self.barren = None;
+        }
+        if self.raised_at.is_some_and(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER) {
+            (self.raised_at, self.failed_pause) = (None, None);
+        }
+        let right = self.right(share_bps);
+        if right == self.wants {
+            self.better = None;
+            return false;
+        }
+        let since = match self.better {
+            // Which of the lower ones is right may change while the estimate falls.
+            Some((layer, since)) if layer == right || (layer > self.wants && right > self.wants) => since,
+            _ => now,
+        };
+        self.better = Some((right, since));
+        let lasted = now.saturating_duration_since(since);
+        let forced = self.chosen.is_some() || !self.can_be_had(self.wants);
+        let due = if forced {
+            true
+        } else if right > self.wants {
+            let far_below = share_bps.is_some_and(|bps| (bps as f64) < self.need(self.wants, bps) as f64 * FAR_BELOW);
+            lasted >= if far_below { Duration::ZERO } else { DOWN_AFTER }
+        } else {
+            lasted >= UP_AFTER && self.up_not_before.is_none_or(|at| now >= at)
+        };
+        if !due {
+            return false;
+        }
+        if right > self.wants {
+            let failed = self.raised_at.take().is_some_and(|at| now.saturating_duration_since(at) < FAILED_WITHIN);
+            let pause = if failed {
+                let pause = self.failed_pause.map_or(FAILED_PAUSE, |last| (last * 2).min(FAILED_PAUSE_MAX));
+                self.failed_pause = Some(pause);
+                pause
+            } else {
+                UP_PAUSE
+            };
+            self.up_not_before = Some(now + pause);
+        } else {
+            self.raised_at = Some(now);
+        }
+        self.want(now, right);
+        true
+    }
+
+    /// Whether a picture of `layer` goes out. A keyframe of the layer that is waited for makes the change.
+    pub(crate) fn takes(&mut self, layer: usize, keyframe: bool) -> bool {
+        if layer == self.wants && layer != self.sends && keyframe {
+            self.sends = layer;
+            self.wanted_at = None;
+            self.switches += 1;
+        }
+        layer == self.sends
+    }
+
+    fn want(&mut self, now: Instant, layer: usize) {
+        self.wants = layer;
+        self.wanted_at = Some(now);
+        self.better = None;
+    }
+
+    fn since(&self, at: Option<Instant>, now: Instant) -> Duration {
+        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    fn can_be_had(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(|l| l.available) && self.barren.is_none_or(|(barren, _)| barren != layer)
+    }
+
+    /// The layer that is right for a share of the network.
+    fn right(&self, share_bps: Option<u64>) -> usize {
+        if let Some(chosen) = self.chosen.filter(|chosen| self.can_be_had(*chosen)) {
+            return chosen;
+        }
+        let fits = |layer: usize| {
+            let Some(share) = share_bps else { return true };
+            let margin = match layer.cmp(&self.wants) {
+                std::cmp::Ordering::Less => UP_MARGIN,
+                std::cmp::Ordering::Equal => DOWN_MARGIN,
+                std::cmp::Ordering::Greater => 1.0,
+            };
+            share as f64 >= self.need(layer, share) as f64 * margin
+        };
+        let mut there = (0..self.layers.len()).filter(|layer| self.can_be_had(*layer));
+        let last = there.clone().next_back().unwrap_or(self.wants);
+        there.find(|layer| fits(*layer)).unwrap_or(last)
+    }
+
+    /// What a layer takes of a viewer that has `share_bps`. An encoder goes down to its floor for the best of its viewers: where its
+    /// target is beyond this viewer's share, it is a better one that holds it there.
+    fn need(&self, layer: usize, share_bps: u64) -> u64 {
+        let Some(layer) = self.layers.get(layer) else { return 0 };
+        let held_up = layer.target_bps.filter(|target| *target as f64 > share_bps as f64 * UP_MARGIN);
+        held_up.unwrap_or(layer.floor_bps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(rid: &str, floor_bps: u64, target_bps: Option<u64>) -> LayerState {
+        LayerState { rid: rid.into(), size: Size::new(16, 16), floor_bps, target_bps, available: true }
+    }
+
+    fn ladder() -> Vec<LayerState> {
+        vec![layer("f", 1_250_000, None), layer("h", 250_000, None), layer("q", 150_000, None)]
+    }
+
+    /// A viewer whose share of the network is told every 200 ms; keyframes come after 100 ms.
+    struct Viewer {
+        layers: Layers,
+        start: Instant,
+        now: Instant,
+    }
+
+    impl Viewer {
+        fn new(layers: Vec<LayerState>) -> Self {
+            let now = Instant::now();
+            let mut this = Self { layers: Layers::default(), start: now, now };
+            this.layers.set(layers, 0);
+            this
+        }
+
+        /// The switches of so many milliseconds at this share: when (ms), and to which layer.
+        fn run(&mut self, ms: u64, share_bps: impl Fn(u64) -> u64) -> Vec<(u64, usize)> {
+            let mut switches = Vec::new();
+            for _ in 0..ms / 100 {
+                self.now += Duration::from_millis(100);
+                let at = (self.now - self.start).as_millis() as u64;
+                let wants = self.layers.wants;
+                if wants != self.layers.sends && self.layers.takes(wants, true) {
+                    switches.push((at, wants));
+                }
+                self.layers.look(self.now, Some(share_bps(at)));
+            }
+            switches
+        }
+    }
+
+    #[test]
+    fn down_soon_and_up_when_there_has_been_room() {
+        let mut viewer = Viewer::new(ladder());
+        assert_eq!(viewer.run(10_000, |_| 2_500_000), []);
+        assert_eq!(viewer.run(5_000, |_| 1_100_000), [(10_600, 1)], "a bit too little: after 400 ms");
+        assert_eq!(viewer.run(5_000, |_| 200_000), [(15_600, 2)]);
+        assert_eq!(viewer.run(5_000, |_| 2_500_000), [(21_000, 0)], "all the way up");
+        assert_eq!(viewer.run(5_000, |_| 100_000), [(25_200, 2)], "far below: at once");
+        assert_eq!(viewer.layers.switches(), 4);
+    }
+
+    #[test]
+    fn the_least_layer_is_never_left_for_nothing() {
+        let mut viewer = Viewer::new(ladder());
+        assert_eq!(viewer.run(20_000, |_| 10_000), [(200, 2)]);
+    }
+
+    #[test]
+    fn attempts_that_fail_become_rare() {
+        // What carries 1 Mbit/s looks like more as long as nobody tries.
+        let mut viewer = Viewer::new(ladder());
+        viewer.run(2_000, |_| 1_000_000);
+        let mut switches = Vec::new();
+        for _ in 0..1200 {
+            let share = if viewer.layers.usage().sends == 0 { 900_000 } else { 1_500_000 };
+            switches.extend(viewer.run(100, |_| share));
+        }
+        let ups: Vec<u64> = switches.iter().filter(|(_, layer)| *layer == 0).map(|(at, _)| *at).collect();
+        assert!((3..=5).contains(&ups.len()), "{ups:?}");
+        assert!(ups.windows(2).all(|pair| pair[1] - pair[0] >= 10_000), "{ups:?}");
+    }
+
+    #[test]
+    fn a_share_that_swings_around_a_limit_changes_nothing() {
+        let mut viewer = Viewer::new(ladder());
+        assert_eq!(viewer.run(60_000, |at| if at / 300 % 2 == 0 { 1_150_000 } else { 1_400_000 }), []);
+    }
+
+    #[test]
+    fn a_better_viewer_holds_the_rate_up_and_the_others_make_room() {
+        let mut viewer = Viewer::new(ladder());
+        assert_eq!(viewer.run(2_000, |_| 1_400_000), [], "alone: the encoder comes down to it");
+        let held = vec![layer("f", 1_250_000, Some(2_500_000)), layer("h", 250_000, None), layer("q", 150_000, None)];
+        viewer.layers.set(held, 0);
+        assert_eq!(viewer.run(2_000, |_| 1_400_000), [(2_200, 1)]);
+        assert_eq!(viewer.run(5_000, |_| 2_400_000), [(5_000, 0)], "as good as the other one");
+    }
+
+    #[test]
+    fn a_wish_is_followed_at_once_whatever_the_network_carries() {
+        let mut viewer = Viewer::new(ladder());
+        assert!(viewer.layers.choose(Some("q")) && !viewer.layers.choose(Some("x")));
+        assert_eq!(viewer.run(1_000, |_| 2_500_000), [(200, 2)]);
+        assert!(viewer.layers.choose(Some("f")));
+        assert_eq!(viewer.run(1_000, |_| 10_000), [(1_200, 0)]);
+        viewer.layers.set(ladder()[..2].to_vec(), 0);
+        assert_eq!(viewer.layers.chosen(), Some("f"), "kept by name");
+        assert!(viewer.layers.choose(None));
+        assert_eq!(viewer.run(1_000, |_| 10_000), [(2_200, 1)]);
+    }
+
+    #[test]
+    fn layers_that_fail_or_give_no_keyframe_are_passed_over() {
+        let mut viewer = Viewer::new(ladder());
+        let mut without = ladder();
+        without[0].available = false;
+        viewer.layers.set(without, 0);
+        assert_eq!(viewer.run(1_000, |_| 2_500_000), [(200, 1)]);
+        viewer.layers.set(ladder(), 1);
+        // The best one is back, and gives nothing.
+        for _ in 0..50 {
+            viewer.now += Duration::from_millis(100);
+            viewer.layers.look(viewer.now, Some(2_500_000));
+        }
+        assert_eq!(viewer.layers.usage(), LayerUse { sends: 1, wants: 1 }, "given up");
+        assert!(viewer.layers.takes(1, false) && !viewer.layers.takes(0, true));
+    }
+
+    #[test]
+    fn without_estimates_everybody_gets_the_best() {
+        let mut layers = Layers::default();
+        assert!(!layers.look(Instant::now(), None) && layers.takes(0, false));
+        layers.set(ladder(), 0);
+        assert!(!layers.look(Instant::now(), None));
+    }
+}
