@@ -14,7 +14,8 @@
  *   overlay        The statistics are open. Follows the user's toggling.
  *   controls       "off" hides the control bar; it is there by default.
  *   muted          Mutes. Playing always starts muted (browsers demand it); removing this unmutes.
- *   preview        Picture only: no controls, no overlay, no timecode reading.
+ *   preview        Picture only, the smallest that there is: no controls, no overlay, no timecode reading.
+ *   layer          Name of the layer to get, whatever the network carries. Default: the best that it carries.
  *   source-width   Width the source was captured at, when the server sends it scaled by an odd factor;
  *                  the timecode strip scales with it. Default: full, half and quarter size are tried.
  *
@@ -59,6 +60,9 @@
  * @property {number|null} [rtt_ms]
  * @property {number} [viewers]
  * @property {number} [fps]
+ * @property {{rid: string, width: number, height: number, available: boolean}[]} [layers]  Best first; empty without a ladder.
+ * @property {string|null} [layer]         The layer that is sent.
+ * @property {string|null} [chosen_layer]  The one that this viewer chose; none: what its network carries.
  *
  * @typedef {object} PlayerStats  Every number is null while unknown, never NaN.
  * @property {PlayerState} state
@@ -156,8 +160,9 @@ const LIP_SAMPLE_MS = 100;
 const LIP_SAMPLES = 15;
 /** ...of which the first after a change do not count... */
 const LIP_SETTLE_MS = 1000;
-/** ...where they are further apart than this. Nobody notices 45 ms of late sound (ITU-R BT.1359), so this is strict. */
-const LIP_TOLERANCE_MS = 6;
+/** ...where they are further apart than this. Nobody notices 45 ms of late sound (ITU-R BT.1359), so this is strict; but pictures
+ * move by whole refreshes, and half of one is as near as they come: correcting less would move them to and fro. */
+const LIP_TOLERANCE_MS = 9;
 /** Nothing is held back longer than this for the other. */
 const LIP_MAX_MS = 500;
 /** A latency outside this range is a clock that stepped or a mapping from before a restart. */
@@ -171,7 +176,7 @@ const PLAUSIBLE_LATENCY_MS = { min: -100, max: 60_000 };
 const Base = /** @type {typeof HTMLElement} */ (globalThis.HTMLElement ?? class {});
 
 export class LightpipePlayer extends Base {
-  static observedAttributes = ['src', 'muted', 'overlay', 'preview', 'controls'];
+  static observedAttributes = ['src', 'muted', 'overlay', 'preview', 'controls', 'layer'];
 
   /** @type {Session|null} */ #session = null;
   /** @type {PlayerStats} */ #stats = emptyStats('ended');
@@ -297,6 +302,9 @@ export class LightpipePlayer extends Base {
     if (!this.#view || before === after) return;
     if (name === 'src' && this.isConnected) {
       if (after) this.start(); else this.stop();
+    } else if (name === 'layer') {
+      this.#session?.wishLayer(after);
+      this.#view.renderStats(this.#stats);
     } else if (name === 'muted') {
       this.#view.video.muted = after !== null;
       this.#session?.listen(after === null);
@@ -331,6 +339,7 @@ export class LightpipePlayer extends Base {
       failed: (failure) => { if (this.#session === session) this.#lost(failure); },
     });
     this.#session = session;
+    session.wishLayer(this.getAttribute('layer'));
     this.#tickTimer = window.setInterval(() => void this.#tick(session), STATS_INTERVAL_MS);
     void session.open(this.getAttribute('src') ?? '', this.getAttribute('token'));
   }
@@ -483,6 +492,10 @@ export class LightpipePlayer extends Base {
     }
     this.#stats = { ...stats, state: this.#state.state };
     this.#view?.renderStats(this.#stats);
+    const layers = this.#stats.server?.layers ?? [];
+    if (this.hasAttribute('preview') && !this.hasAttribute('layer') && layers.length > 1) {
+      session.wishLayer(layers[layers.length - 1].rid);
+    }
     this.dispatchEvent(new CustomEvent('lightpipe-stats', { detail: this.#stats, bubbles: true, composed: true }));
   }
 
@@ -695,6 +708,7 @@ class Session {
   meter = new LatencyMeter(this.clock);
   #phase = new DisplayPhase();
   #lips = new LipSync();
+  /** @type {string|null} */ #layer = null;
   #listening = false;
   /** @type {RTCRtpReceiver|null} */ #video = null;
   /** @type {RTCRtpReceiver|null} */ #audio = null;
@@ -725,10 +739,16 @@ class Session {
 
   /** Tells the server how much later pictures may be taken. @param {number} at @param {FrameSample['metadata']} metadata */
   tellPhase(at, metadata) {
-    if (this.#lips.holds) return; // pictures that wait for their sound wait for no refresh
     const laterMs = this.#phase.frame(at, metadata);
     if (laterMs === null || this.#channel?.readyState !== 'open') return;
     this.#channel.send(JSON.stringify({ type: 'phase', later_ms: laterMs }));
+  }
+
+  /** Asks for a layer of the stream, or for the one that the network carries. @param {string|null} rid */
+  wishLayer(rid) {
+    if (rid === this.#layer) return;
+    this.#layer = rid;
+    if (this.#channel?.readyState === 'open') this.#channel.send(JSON.stringify({ type: 'layer', rid }));
   }
 
   /** Whether there is anybody to hear it: without, pictures wait for no sound. @param {boolean} listening */
@@ -967,6 +987,7 @@ class Session {
     let opened = false;
     channel.addEventListener('open', () => {
       opened = true;
+      if (this.#layer !== null) channel.send(JSON.stringify({ type: 'layer', rid: this.#layer }));
       for (const ms of PING_BURST_MS) this.#after(ms, ping);
       this.#after(PING_BURST_MS[PING_BURST_MS.length - 1], pingOn);
     });
@@ -1151,9 +1172,6 @@ export class LipSync {
   #nextAt = 0;
   /** How much longer pictures are held than sound; negative the other way. */
   #lead = 0;
-
-  /** Whether something is held back for the other. */
-  get holds() { return this.#lead !== 0; }
 
   /** @param {number} at */
   due(at) { return at >= this.#nextAt; }
@@ -1578,7 +1596,7 @@ class View {
   #player;
   #message; #sentence; #when; #again; #spinner;
   #overlay; #big; #quantiles; #source; #spark; #bar; #split; #facts;
-  #controls; #badge; #mute; #pip;
+  #controls; #badge; #mute; #pip; #quality;
   #root;
   #idleTimer = 0;
   #countdown = 0;
@@ -1631,9 +1649,14 @@ class View {
 
     this.#badge = h('span', { class: 'badge' }, h('i', { 'aria-hidden': 'true' }), h('span', {}, 'Live'));
     this.#mute = button('muted', 'Unmute (m)', () => player.toggleMute());
+    this.#quality = /** @type {HTMLSelectElement} */ (h('select', { class: 'quality', 'aria-label': 'Picture quality', title: 'Picture quality' }));
+    this.#quality.hidden = true;
+    this.#quality.addEventListener('change', () => {
+      if (this.#quality.value) player.setAttribute('layer', this.#quality.value); else player.removeAttribute('layer');
+    });
     this.#pip = button('pip', 'Picture in picture', () => void player.togglePictureInPicture());
     this.#controls = h('div', { class: 'controls', part: 'controls', role: 'group', 'aria-label': 'Player controls' },
-      this.#badge, h('span', { class: 'space' }), this.#mute,
+      this.#badge, h('span', { class: 'space' }), this.#quality, this.#mute,
       button('overlay', 'Statistics (i)', () => player.toggleOverlay()),
       this.#pip,
       button('fullscreen', 'Full screen (f)', () => void player.toggleFullscreen()));
@@ -1714,6 +1737,7 @@ class View {
   renderStats(stats) {
     this.#history.push(stats.latency_ms.p50);
     if (this.#history.length > 60) this.#history.shift();
+    this.#renderQuality(stats.server);
     if (this.#overlay.hidden) return;
 
     const { p50, p95, p99, source } = stats.latency_ms;
@@ -1746,6 +1770,27 @@ class View {
       Viewers: number(stats.server?.viewers ?? null, 0),
       Path: stats.candidate_type ?? DASH,
     });
+  }
+
+  /** @param {ServerStats|null} server */
+  #renderQuality(server) {
+    const layers = server?.layers ?? [];
+    this.#quality.hidden = layers.length < 2;
+    if (this.#quality.hidden) return;
+    const sent = layers.find(({ rid }) => rid === server?.layer);
+    const rows = [['', sent && !server?.chosen_layer ? `Auto (${sent.height}p)` : 'Auto', true],
+      ...layers.map(({ rid, height, available }) => [rid, `${height}p`, available])];
+    const options = this.#quality.options;
+    while (options.length > rows.length) options.remove(options.length - 1);
+    rows.forEach(([value, label, available], i) => {
+      const option = options[i] ?? this.#quality.appendChild(h('option', {}));
+      // Only what changed: an open list must not jump.
+      if (option.value !== value) option.value = String(value);
+      if (option.textContent !== label) option.textContent = String(label);
+      if (option.disabled === available) option.disabled = !available;
+    });
+    const wish = this.#player.getAttribute('layer') ?? '';
+    if (this.#quality.value !== wish) this.#quality.value = rows.some(([value]) => value === wish) ? wish : '';
   }
 
   #wake() {
@@ -1847,6 +1892,10 @@ button:focus-visible { outline: 2px solid #3ad0b4; outline-offset: 1px; }
 .controls button { width: 40px; height: 40px; display: grid; place-items: center; }
 .controls button:hover { background: rgb(255 255 255 / .16); }
 .controls button[aria-pressed=true] { color: #56e0c6; }
+.quality { font: inherit; font-size: 12.5px; color: inherit; background: transparent; border: 0; border-radius: 8px; height: 40px; padding: 0 6px; cursor: pointer; }
+.quality:hover { background: rgb(255 255 255 / .16); }
+.quality:focus-visible { outline: 2px solid #3ad0b4; outline-offset: 1px; }
+.quality option { color: #f2f5f4; background: #10171a; }
 .controls svg { width: 22px; height: 22px; fill: none; stroke: currentColor; stroke-width: 1.7; stroke-linecap: round; stroke-linejoin: round; }
 .badge { display: inline-flex; align-items: center; gap: 7px; font-weight: 600; font-size: 12.5px; }
 .badge i { width: 8px; height: 8px; border-radius: 50%; background: #8d9794; }

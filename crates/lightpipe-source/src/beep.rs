@@ -16,8 +16,8 @@ use crate::pattern::FLASH_MILLIS;
 use crate::ticker::sleep_until;
 use crate::{AudioSink, SourceHandle};
 
-/// Sound per block. A block leaves when its last sample's time has come, like a sound card's.
-const BLOCK: Duration = Duration::from_millis(10);
+/// Longest block. A block leaves when its last sample's time has come, like a sound card's.
+pub const LONGEST_BLOCK: Duration = Duration::from_millis(10);
 
 /// Pitch of the beep. A whole number of turns fits into a millisecond.
 const PITCH_HZ: f64 = 1000.0;
@@ -35,8 +35,10 @@ const STOP_LATENCY: Duration = Duration::from_millis(50);
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// How the beep is made.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
+    /// Sound per block, up to [`LONGEST_BLOCK`]. Shorter packets want shorter blocks: two in one block leave together, the first of them late.
+    pub block: Duration,
     /// How much faster than the media clock the samples run, parts per million: a sound card of that crystal, to see the
     /// correction. The beeps stay on the whole second, there are only more samples to it. Default 0.
     pub drift_ppm: f64,
@@ -83,11 +85,11 @@ fn run(config: Config, sink: &AudioSink, stop: &AtomicBool) {
         }
         // Blocks lie on a grid of media time, so that a frame of 20 ms begins where a second does.
         let now = sink.clock.at(Instant::now()).as_micros();
-        let grid = BLOCK.as_micros() as i64;
+        let grid = config.block.min(LONGEST_BLOCK).as_micros().max(1000) as i64;
         let start = MediaTime::from_micros(now.div_euclid(grid) * grid);
         let mut taken = 0;
         while sink.stream.outlets() > 0 {
-            let block = block(start, rate, taken, &sink.clock);
+            let block = block(start, rate, taken, config.block, &sink.clock);
             taken += block.samples.len() as u64;
             let due = sink.clock.instant(at(start, rate, taken));
             if !sleep_until(due, ended) {
@@ -107,8 +109,8 @@ fn at(start: MediaTime, rate: f64, sample: u64) -> MediaTime {
 }
 
 /// The block from a sample on.
-fn block(start: MediaTime, rate: f64, first: u64, clock: &MediaClock) -> AudioBlock {
-    let len = u64::from(SAMPLE_RATE_HZ) * BLOCK.as_millis() as u64 / 1000;
+fn block(start: MediaTime, rate: f64, first: u64, length: Duration, clock: &MediaClock) -> AudioBlock {
+    let len = u64::from(SAMPLE_RATE_HZ) * length.min(LONGEST_BLOCK).as_millis().max(1) as u64 / 1000;
     let origin = (clock.unix_micros(start).rem_euclid(1_000_000)) as f64 / 1e6;
     let samples = (first..first + len).map(|n| sample((origin + n as f64 / rate).rem_euclid(1.0))).collect();
     AudioBlock { captured: at(start, rate, first), rate_hz: SAMPLE_RATE_HZ, channels: 1, samples }
@@ -136,7 +138,7 @@ mod tests {
         let mut onsets = Vec::new();
         let (mut quiet, mut first) = (0, 0);
         while onsets.len() < 60 {
-            let block = block(MediaTime::ZERO, rate, first, &clock);
+            let block = block(MediaTime::ZERO, rate, first, LONGEST_BLOCK, &clock);
             for (n, sample) in block.samples.iter().enumerate() {
                 quiet = if sample.abs() > 0.001 { 0 } else { quiet + 1 };
                 if quiet == 0

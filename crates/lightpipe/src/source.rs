@@ -333,7 +333,8 @@ pub(crate) fn start(
             timecode = false;
             if own_sound {
                 let drift_ppm = f64::from(*drift_ppm);
-                let start = |sink| beep::start(beep::Config { drift_ppm }, sink);
+                let block = Duration::from_millis(config.audio.frame_ms.into()).min(beep::LONGEST_BLOCK);
+                let start = |sink| beep::start(beep::Config { block, drift_ppm }, sink);
                 sound = Some(workshop.sound(stream, drift_ppm == 0.0, start).map_err(|e| fault(&e))?);
             }
             pattern::start(pattern::Config { size, fps: video.fps }, sink).map_err(|e| fault(&e))?

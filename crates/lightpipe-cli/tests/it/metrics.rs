@@ -75,7 +75,9 @@ async fn metrics_parse_have_no_duplicates_and_move() {
             assert_eq!(after.get(&other).copied(), unused, "nobody takes {other}");
         }
     }
-    assert!(after["lightpipe_stage_seconds_count{stream=\"pattern\",codec=\"h264\",layer=\"\",stage=\"encode\"}"] >= 60.0);
+    assert!(
+        after["lightpipe_stage_seconds_count{stream=\"pattern\",codec=\"h264\",layer=\"\",stage=\"encode\"}"] >= 60.0
+    );
     assert!(after["lightpipe_send_calls_total"] <= after["lightpipe_datagrams_sent_total"]);
     viewer.close();
     other.close();
