@@ -12,7 +12,9 @@ use lightpipe_media::{
     AccessUnit, AudioPacket, EventKind, EventLog, Histogram, MediaClock, MediaTime, Stream, Subscription,
 };
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
-use lightpipe_rtc::{Counters, DisconnectCause, Input, LayerUse, Output, Peer, PeerError, PeerEvent, Publisher, demux};
+use lightpipe_rtc::{
+    Counters, DisconnectCause, Input, LayerState, LayerUse, Output, Peer, PeerError, PeerEvent, Publisher, demux,
+};
 use mio::{Events, Interest, Poll, Token};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -86,6 +88,8 @@ struct Slot {
     layers: Vec<Arc<Stream>>,
     /// Which of them it is in the fans of.
     usage: LayerUse,
+    /// What the peer was told of them.
+    told: Vec<LayerState>,
     /// When the peer wants to be called; older entries in the heap are stale.
     wake_at: Instant,
     send: Histogram,
@@ -465,6 +469,7 @@ impl Worker {
             wake_at: viewer.created,
             layers: vec![Arc::clone(&viewer.stream)],
             usage: LayerUse { sends: 0, wants: 0 },
+            told: Vec::new(),
             viewer,
             send: Histogram::default(),
             capture_to_sent: Histogram::default(),
@@ -623,6 +628,9 @@ impl Worker {
             let sends = streams.iter().position(|stream| Arc::ptr_eq(stream, slot.sends()));
             let same =
                 slot.layers.len() == streams.len() && slot.layers.iter().zip(&streams).all(|(a, b)| Arc::ptr_eq(a, b));
+            if same && slot.told == states {
+                continue;
+            }
             if !same {
                 let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
                 let Some(slot) = self.peers.get_mut(&key) else { continue };
@@ -630,6 +638,9 @@ impl Worker {
                 let sends = sends.unwrap_or(0);
                 slot.usage = LayerUse { sends, wants: sends };
                 self.change_fans(key, &before);
+            }
+            if let Some(slot) = self.peers.get_mut(&key) {
+                slot.told.clone_from(&states);
             }
             let _ = self.turn(key, |peer, now| {
                 peer.set_layers(now, states, sends.unwrap_or(0));
@@ -707,14 +718,9 @@ impl Worker {
     fn pass_on_estimates(&mut self, key: u64) {
         let Some(slot) = self.peers.get(&key) else { return };
         for stream in slot.takes() {
-            let Some(fan) = self.fans.get(&fan_key(stream)) else { continue };
-            let best = fan
-                .peers
-                .iter()
-                .filter_map(|k| self.peers.get(k))
-                .filter_map(|s| s.viewer.peer.video_estimate_bps())
-                .max();
-            fan.subscription.set_bitrate(best);
+            if let Some(fan) = self.fans.get(&fan_key(stream)) {
+                fan.subscription.set_bitrate(best_estimate(fan, &self.peers));
+            }
         }
     }
 
@@ -768,6 +774,8 @@ impl Worker {
             of_stream.insert(*fan_key, (stages, stats.target_bitrate_bps, viewers, fan.fps));
             let loss = fan.peers.iter().filter_map(|key| self.peers.get(key)?.viewer.peer.counters().audio_loss);
             fan.subscription.set_audio_loss(loss.fold(0.0, f32::max));
+            // The best one may have left.
+            fan.subscription.set_bitrate(best_estimate(fan, &self.peers));
             if *fan.outlet.broken.lock().unwrap_or_else(PoisonError::into_inner) {
                 fan.subscription.request_keyframe();
             }
@@ -820,4 +828,9 @@ impl Worker {
             });
         }
     }
+}
+
+/// What the network of a fan's best viewer carries.
+fn best_estimate(fan: &Fan, peers: &HashMap<u64, Slot>) -> Option<u64> {
+    fan.peers.iter().filter_map(|key| peers.get(key)?.viewer.peer.video_estimate_bps()).max()
 }
