@@ -23,6 +23,7 @@ mod film;
 mod gstreamer;
 mod janus;
 mod lab;
+mod layers;
 mod lifecycle;
 mod lossy;
 mod metrics;

@@ -1,0 +1,77 @@
+//! One ladder for all viewers: who gets which layer, and what is encoded for it.
+
+use std::time::Duration;
+
+use lightpipe_media::Size;
+use serde_json::Value;
+
+use crate::lab::browser::{PLAYER, note_gaps, take_longest_gap, watch};
+use crate::lab::{PATIENCE, Server, Viewer, chromium, quiet, serve, shared, ticks, until};
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+/// The layers that somebody takes.
+fn wanted(server: &Server) -> Vec<String> {
+    let stream = server.stream("pattern");
+    let layers = stream["layers"].as_array().unwrap().iter();
+    layers.filter(|layer| layer["wanted"] == true).map(|layer| layer["rid"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn viewers_get_the_layer_that_they_choose_and_nothing_else_is_encoded() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).size(1280, 720).start();
+    let viewer = Viewer::join(&server, "pattern");
+    viewer.wait_pictures(5, PATIENCE);
+    assert_eq!(viewer.size(), Some(Size::new(1280, 720)));
+    assert_eq!(wanted(&server), ["f"]);
+    let choose = |body: &str| {
+        server.request("POST", &format!("{}/layer", viewer.session), &[JSON], body.as_bytes()).status
+    };
+    for (body, width, rid) in
+        [(r#"{"rid":"q"}"#, 320, "q"), (r#"{"maxHeight":400}"#, 640, "h"), (r#"{"encodingId":"f"}"#, 1280, "f")]
+    {
+        viewer.take_longest_gap();
+        assert_eq!(choose(body), 200, "{body}");
+        until("pictures of that size", PATIENCE, || {
+            (viewer.size()?.width == width).then_some(())
+        });
+        let gap = viewer.take_longest_gap();
+        assert!(gap < Duration::from_millis(500), "pictures stood still for {gap:?} on the way to {rid}");
+        // What nobody takes any more ends.
+        until("the other layers rest", Duration::from_secs(3), || (wanted(&server) == [rid]).then_some(()));
+        let resting = |layer: &Value| layer["rid"] == rid || layer["target_bitrate_bps"].is_null();
+        until("their encoders are gone", Duration::from_secs(3), || {
+            server.stream("pattern")["layers"].as_array().unwrap().iter().all(resting).then_some(())
+        });
+        let peer = &server.peers()[0];
+        assert_eq!((&peer["chosen_layer"], peer["id"].is_string()), (&rid.into(), true), "{peer}");
+    }
+    let steps: Vec<i32> = viewer.recent().windows(2).map(|pair| ticks(pair[0].0, pair[1].0)).collect();
+    assert!(steps.iter().all(|step| *step > 0), "one continuous stream: {steps:?}");
+    assert_eq!((choose(r#"{"rid":"x"}"#), choose("{}")), (422, 200));
+    until("our choice again", PATIENCE, || server.peers()[0]["chosen_layer"].is_null().then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_players_menu_changes_the_picture_and_not_the_session() {
+    let _machine = quiet().await;
+    let server = serve(&["pattern"]).size(640, 360).start();
+    let browser = chromium().await;
+    let page = watch(&browser, &server, "pattern").await;
+    let menu = format!("{PLAYER}.shadowRoot.querySelector('select.quality')");
+    page.wait_until(&format!("{menu}.options.length >= 3 && !{menu}.hidden"), PATIENCE).await.unwrap();
+    let rows = page.evaluate(&format!("[...{menu}.options].map((o) => o.textContent)")).await.unwrap();
+    assert_eq!(rows, serde_json::json!(["Auto (360p)", "360p", "180p", "90p"]));
+    note_gaps(&page).await;
+    for (value, width) in [("h", 320), ("q", 160), ("", 640)] {
+        let pick = format!("void ({menu}.value = '{value}', {menu}.dispatchEvent(new Event('change')))");
+        page.evaluate(&pick).await.unwrap();
+        page.wait_until(&format!("{PLAYER}.video.videoWidth === {width}"), PATIENCE).await.unwrap();
+    }
+    let gap = take_longest_gap(&page).await;
+    assert!(gap < 700.0, "pictures stood still for {gap} ms");
+    let peers = server.peers();
+    assert_eq!((peers.len(), &peers[0]["layer_switches"]), (1, &3.into()), "{peers:?}");
+    browser.close().await.unwrap();
+}
