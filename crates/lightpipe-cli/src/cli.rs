@@ -127,6 +127,9 @@ pub(crate) struct ServeFlags {
     /// Target bitrate, kbit/s
     #[arg(long, value_name = "KBPS")]
     pub(crate) bitrate: Option<u32>,
+    /// The sizes that viewers get: off, on, or up to four layers as f:1280x720:2500,h:640x360:500:15 (rid, size, kbit/s, pictures per second)
+    #[arg(long, value_name = "off|on|LAYERS")]
+    pub(crate) simulcast: Option<String>,
     /// Who draws the cube
     #[arg(long, value_name = "auto|gpu|cpu")]
     pub(crate) renderer: Option<String>,

@@ -101,10 +101,13 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
     text.lines()
         .position(|line| {
             let line = line.trim();
-            if let Some(header) = line.strip_prefix('[').and_then(|l| l.split(']').next()) {
+            let header = line.strip_prefix('[').and_then(|l| l.trim_start_matches('[').split(']').next());
+            if let Some(header) = header {
                 header.trim().clone_into(&mut current);
             }
-            current == section && line.split('=').next().is_some_and(|k| k.trim() == name)
+            // A key that is a list may be written as [[section.key]], again and again.
+            (header.is_some() && current == key)
+                || current == section && line.split('=').next().is_some_and(|k| k.trim() == name)
         })
         .map(|index| index + 1)
 }
@@ -183,17 +186,17 @@ fn set_text(table: &mut Table, dotted: &str, text: &str, variable: &str) -> Resu
             "false" | "0" | "no" | "off" => false,
             _ => return Err(bad("true or false")),
         }),
-        Value::Array(_) => text
-            .split(',')
-            .map(str::trim)
-            .filter(|t| !t.is_empty())
-            .map(|t| Value::String(t.into()))
-            .collect::<Vec<_>>()
-            .into(),
+        Value::Array(_) => words(text),
         _ => Value::String(text.into()),
     };
     set(table, dotted, value);
     Ok(())
+}
+
+/// What stands between commas.
+fn words(text: &str) -> Value {
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    words.map(|word| Value::String(word.into())).collect::<Vec<_>>().into()
 }
 
 fn set(table: &mut Table, dotted: &str, value: Value) {
@@ -222,6 +225,14 @@ fn apply_flags(table: &mut Table, flags: &ServeFlags) {
     for (dotted, value) in settings {
         if let Some(value) = value {
             set(table, dotted, value);
+        }
+    }
+    match flags.simulcast.as_deref() {
+        None => {}
+        Some(word @ ("on" | "off")) => set(table, "simulcast.enabled", Value::Boolean(word == "on")),
+        Some(layers) => {
+            set(table, "simulcast.enabled", Value::Boolean(true));
+            set(table, "simulcast.layers", words(layers));
         }
     }
     if !flags.advertise.is_empty() {
@@ -255,6 +266,11 @@ mod tests {
         check_file("[video\n", "line 1");
         check_file("[sources]\na = 3\n", "a source, or a list of one source of pictures and one of sound");
         check_file("[video]\ncontent = \"film\"\n", "camera");
+        let layers = "[simulcast]\nenabled = true\nlayers = [\"f:641x360:500\"]\n";
+        check_file(layers, "line 3: simulcast.layers = f:641x360:500: must be of even sides, 16 to 4096");
+        let layer = "[[simulcast.layers]]\nrid = \"f\"\nwidth = 640\nheight = 360\nbitrate_kbps = 1\n";
+        check_file(layer, "line 1: simulcast.layers = f:640x360:1: must be of 10 to 100000 kbit/s");
+        check_file("[simulcast]\nlayers = [{ rid = \"f\", widht = 3 }]\n", "unknown field `widht`");
     }
 
     #[test]
@@ -282,6 +298,31 @@ mod tests {
         assert_eq!((config.server.port, config.server.advertise.len()), (9000, 2));
         assert_eq!(config.sources["a"].iter().collect::<Vec<_>>(), ["cube"]);
         assert_eq!(config.sources["b"].iter().collect::<Vec<_>>(), ["camera", "mic"]);
+    }
+
+    #[track_caller]
+    fn check_simulcast(flag: Option<&str>, variables: &[(&str, &str)], expected: (bool, &[&str])) {
+        let flags = ServeFlags { simulcast: flag.map(str::to_owned), ..ServeFlags::default() };
+        let simulcast = load(&flags, environment(variables)).expect("loads").simulcast;
+        let layers: Vec<String> = simulcast.layers.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (simulcast.enabled, layers.iter().map(String::as_str).collect::<Vec<_>>()),
+            (expected.0, expected.1.to_vec())
+        );
+    }
+
+    #[test]
+    fn layers_come_from_the_environment_and_from_the_flag() {
+        let two = ("LIGHTPIPE_SIMULCAST_LAYERS", "f:1280x720:2000, h:640x360:500:15");
+        let off = ("LIGHTPIPE_SIMULCAST_ENABLED", "off");
+        check_simulcast(None, &[], (true, &[]));
+        check_simulcast(None, &[two], (true, &["f:1280x720:2000", "h:640x360:500:15"]));
+        check_simulcast(Some("off"), &[two], (false, &["f:1280x720:2000", "h:640x360:500:15"]));
+        check_simulcast(Some("on"), &[off], (true, &[]));
+        check_simulcast(Some("q:320x180:150"), &[two, off], (true, &["q:320x180:150"]));
+        let wrong = ServeFlags { simulcast: Some("none".into()), ..ServeFlags::default() };
+        let error = load(&wrong, environment(&[])).expect_err("refused");
+        assert!(error.to_string().contains("\"none\" is no layer; write rid:WIDTHxHEIGHT:KBPS"), "{error}");
     }
 
     #[track_caller]

@@ -1,13 +1,15 @@
 //! Encoders and the threads that drive them.
 //!
 //! [`VideoEncoder`] is what a backend implements; [`openh264`] is the default backend, `vp8` (feature `vpx`) the one
-//! for viewers without H.264. [`EncodeThread`] takes raw pictures from a source's queue, asks the stream what its outlets want,
-//! and publishes access units. [`AudioEncoder`], [`opus`] and [`AudioThread`] are the same for sound.
+//! for viewers without H.264. [`EncodeThread`] takes raw pictures from a source's queue, asks the stream and its layers what
+//! their outlets want, and publishes access units. [`AudioEncoder`], [`opus`] and [`AudioThread`] are the same for sound.
 
 pub mod audio_encoder;
 mod audio_thread;
 pub mod decoder;
 pub mod encoder;
+mod ladder;
+mod layer;
 pub mod openh264;
 pub mod openh264_decoder;
 pub mod opus;

@@ -1,66 +1,45 @@
-//! One thread per encoder: raw pictures in, access units out, demand obeyed.
+//! The threads between raw pictures and a stream: one that converts and scales, one per layer and coding that encodes.
 //!
 //! ```text
-//!   FrameQueue ──▶ main: I420, timecode ──▶ its encoder ──▶ Stream
-//!                        └──FrameQueue──▶ alternative's encoder ──▶ its Stream     each only while somebody takes it
+//!                                     ┌──▶ layer f ──▶ Stream            each only while somebody takes it
+//!   FrameQueue ──▶ ladder: I420, ─────┼──▶ layer h ──▶ its layer h
+//!                  timecode, scaling  ├──▶ layer q ──▶ its layer q
+//!                                     └──▶ the same layers of an alternative
 //! ```
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use lightpipe_media::convert::{self, Converter};
-use lightpipe_media::queue::Pop;
-use lightpipe_media::stream::Health;
-use lightpipe_media::{
-    AccessUnit, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, Stages, Stream, VideoCodec,
-    VideoFrame, timecode,
-};
-use tracing::{debug, info, warn};
+use lightpipe_media::{EventLog, FrameQueue, MediaClock, SimulcastLayer, Stream};
 
 use crate::encoder::{EncodeError, EncoderConfig, VideoEncoder};
+use crate::ladder::{Ladder, Rung};
+use crate::layer::{Feed, LayerEncoder, LayerSetup};
 
-/// How often an idle thread looks whether it is still needed.
-const IDLE_CHECK: Duration = Duration::from_millis(250);
+/// Makes the encoder of a layer when somebody wants it.
+pub type MakeEncoder = Arc<dyn Fn(EncoderConfig) -> Result<Box<dyn VideoEncoder>, EncodeError> + Send + Sync>;
 
-/// An encoder that nobody wants is kept this long: a reload of the page should not cost its set-up.
-const IDLE_GRACE: Duration = Duration::from_secs(1);
-
-/// Share of a network's estimate that video may take; the rest is for headers, retransmission and feedback.
-const ESTIMATE_SHARE: f64 = 0.85;
-
-/// Below this a 720p picture is not worth sending; an outlet that carries less is slow anyway.
-const MIN_BITRATE_BPS: u64 = 150_000;
-
-/// Smallest relative change of the bitrate worth a call.
-const BITRATE_STEP: f64 = 0.05;
-
-/// Failures in a row after which the stream is shown as failed.
-const FAILURE_LIMIT: u32 = 5;
-
-/// Converted pictures that may wait for an alternative's encoder. When full the oldest is dropped, before it is encoded.
-const ALTERNATIVE_QUEUE: usize = 2;
-
-/// Makes the encoder when somebody wants the stream.
-pub type MakeEncoder = Box<dyn Fn(EncoderConfig) -> Result<Box<dyn VideoEncoder>, EncodeError> + Send>;
-
-/// What an encode thread works with.
+/// What encode threads work with.
 pub struct Setup {
     /// Where access units go and demand comes from.
     pub stream: Arc<Stream>,
-    /// Where raw pictures come from. Closing it ends the thread.
+    /// Where raw pictures come from. Closing it ends the threads. As many pictures as it holds may wait for each layer's encoder; when
+    /// full the oldest is dropped, before it is encoded.
     pub frames: Arc<FrameQueue>,
     /// The media clock of the pictures.
     pub clock: MediaClock,
     /// Lifecycle events.
     pub events: EventLog,
-    /// Size, rate, content.
+    /// Size, rate, content. With layers, size and rate of the source.
     pub config: EncoderConfig,
+    /// The ladder, from the best layer to the least, which the stream and its alternatives get: sizes no larger than the source's, both sides even.
+    /// Empty: one encoding, as `config` says.
+    pub layers: Vec<SimulcastLayer>,
     /// Paint the timecode strip into every picture.
     pub timecode: bool,
     /// The backend.
     pub make: MakeEncoder,
-    /// The same pictures in other codings, each encoded on a thread of its own.
+    /// The same pictures in other codings.
     pub alternatives: Vec<Alternative>,
 }
 
@@ -72,258 +51,96 @@ pub struct Alternative {
     pub make: MakeEncoder,
 }
 
-/// A running encode thread with those of its alternatives. Dropping it closes the queues and waits for the threads.
+/// The running threads of a stream. Dropping it closes their queues and waits for them.
 #[derive(Debug)]
 pub struct EncodeThread {
     frames: Arc<FrameQueue>,
-    thread: Option<JoinHandle<()>>,
-    _alternatives: Vec<Self>,
+    feeds: Vec<Arc<Feed>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl EncodeThread {
-    /// Starts the thread.
-    pub fn spawn(mut setup: Setup) -> std::io::Result<Self> {
-        let name = format!("encode-{}", setup.stream.name());
-        let (mut elsewhere, mut alternatives) = (Vec::new(), Vec::new());
-        for Alternative { stream, make } in std::mem::take(&mut setup.alternatives) {
-            let frames = Arc::new(FrameQueue::new(ALTERNATIVE_QUEUE));
-            elsewhere.push((Arc::clone(&stream), Arc::clone(&frames)));
-            let Setup { clock, config, .. } = setup;
-            let (name, events) = (format!("{name}-{}", stream.codec().name()), setup.events.clone());
-            // The pictures that it gets have the strip.
-            let timecode = false;
-            let setup = Setup { stream, frames, clock, events, config, timecode, make, alternatives: Vec::new() };
-            alternatives.push(Self::start(setup, name, Vec::new())?);
+    /// Starts the threads.
+    pub fn spawn(setup: Setup) -> std::io::Result<Self> {
+        let Setup { stream, frames, clock, events, config, layers, timecode, make, alternatives } = setup;
+        let name = format!("encode-{}", stream.name());
+        let mut this = Self { frames: Arc::clone(&frames), feeds: Vec::new(), threads: Vec::new() };
+        let configs: Vec<EncoderConfig> = match layers.as_slice() {
+            [] => vec![config],
+            layers => layers
+                .iter()
+                .map(|layer| EncoderConfig {
+                    size: layer.size,
+                    fps: layer.fps,
+                    bitrate_bps: layer.bitrate_bps,
+                    ..config
+                })
+                .collect(),
+        };
+        let mut rungs: Vec<Rung> = configs.iter().map(|layer| Rung::new(layer.size, layer.fps, config.fps)).collect();
+        let codings =
+            std::iter::once((Arc::clone(&stream), make)).chain(alternatives.into_iter().map(|a| (a.stream, a.make)));
+        for (coding, make) in codings {
+            let mut streams = vec![Arc::clone(&coding)];
+            if let [best, lower @ ..] = layers.as_slice() {
+                streams.extend(coding.set_layers(best.clone(), lower.to_vec()));
+            }
+            let least = streams.len() - 1;
+            for (n, (layer, config)) in streams.into_iter().zip(&configs).enumerate() {
+                let mut name = name.clone();
+                if !Arc::ptr_eq(&coding, &stream) {
+                    name = format!("{name}-{}", layer.codec().name());
+                }
+                if let Some(layer) = layer.layer() {
+                    name = format!("{name}-{}", layer.rid);
+                }
+                let source = Arc::ptr_eq(&layer, &stream).then(|| Arc::clone(&frames));
+                let feed = Arc::new(Feed::new(layer, frames.capacity(), n < least, events.clone()));
+                this.feeds.push(Arc::clone(&feed));
+                if let Some(rung) = rungs.get_mut(n) {
+                    rung.add(Arc::clone(&feed));
+                }
+                let encoder = LayerSetup { feed, source, clock, config: *config, make: Arc::clone(&make) };
+                this.start(name, move || LayerEncoder::new(encoder).run())?;
+            }
         }
-        let mut this = Self::start(setup, name, elsewhere)?;
-        this._alternatives = alternatives;
+        let full = configs.first().map_or(config.size, |best| best.size);
+        let ladder = Ladder::new(stream, frames, clock, timecode, full, rungs);
+        this.start(name, move || ladder.run())?;
         Ok(this)
     }
 
-    fn start(setup: Setup, name: String, elsewhere: Vec<(Arc<Stream>, Arc<FrameQueue>)>) -> std::io::Result<Self> {
-        let frames = Arc::clone(&setup.frames);
-        let thread = std::thread::Builder::new().name(name).spawn(move || Worker::new(setup, elsewhere).run())?;
-        Ok(Self { frames, thread: Some(thread), _alternatives: Vec::new() })
+    fn start(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        self.threads.push(std::thread::Builder::new().name(name).spawn(run)?);
+        Ok(())
     }
 }
 
 impl Drop for EncodeThread {
     fn drop(&mut self) {
         self.frames.close();
-        if let Some(thread) = self.thread.take() {
-            // A panic was already reported by the panic hook; the stream shows it as failed.
+        self.feeds.iter().for_each(|feed| feed.close());
+        for thread in self.threads.drain(..) {
+            // A panic was already reported by the panic hook.
             let _ = thread.join();
         }
-    }
-}
-
-struct Worker {
-    setup: Setup,
-    /// Alternatives, and where their threads take pictures from.
-    elsewhere: Vec<(Arc<Stream>, Arc<FrameQueue>)>,
-    converter: Converter,
-    encoder: Option<Box<dyn VideoEncoder>>,
-    last_wanted: Option<MediaTime>,
-    failures: u32,
-    rate: FrameRate,
-}
-
-impl Worker {
-    fn new(setup: Setup, elsewhere: Vec<(Arc<Stream>, Arc<FrameQueue>)>) -> Self {
-        let rate = FrameRate::new(setup.config.fps);
-        let converter = Converter::new(FramePool::new());
-        Self { setup, elsewhere, converter, encoder: None, last_wanted: None, failures: 0, rate }
-    }
-
-    fn run(mut self) {
-        loop {
-            match self.setup.frames.pop(IDLE_CHECK) {
-                Pop::Item(frame) => self.on_frame(frame),
-                Pop::TimedOut => {
-                    let now = self.now();
-                    if self.setup.stream.own_outlets() == 0 {
-                        self.idle(now);
-                    }
-                }
-                Pop::Closed => break,
-            }
-        }
-        debug!(stream = self.setup.stream.name(), "encode thread ends");
-    }
-
-    fn now(&self) -> MediaTime {
-        self.setup.clock.at(Instant::now())
-    }
-
-    fn on_frame(&mut self, frame: VideoFrame) {
-        let now = self.now();
-        let demand = self.setup.stream.demand(now);
-        if demand.wanted {
-            self.last_wanted = Some(now);
-        } else {
-            self.idle(now);
-        }
-        let wanted_elsewhere = |(stream, _): &&(Arc<Stream>, _)| stream.own_outlets() > 0;
-        if !demand.wanted && !self.elsewhere.iter().any(|other| wanted_elsewhere(&other)) {
-            return;
-        }
-        let picture = match self.prepare(frame) {
-            Ok(picture) => picture,
-            Err(error) => return self.fail(&error),
-        };
-        for (_, frames) in self.elsewhere.iter().filter(wanted_elsewhere) {
-            frames.push(picture.clone());
-        }
-        if demand.wanted {
-            let starting = self.encoder.is_none();
-            match self.encode(picture, now, demand.keyframe, demand.bitrate_bps) {
-                Ok(Some(unit)) => {
-                    self.failures = 0;
-                    self.setup.stream.publish(&Arc::new(unit));
-                    if starting {
-                        self.event(now, EventKind::TrackActive { codec: Some(self.setup.stream.codec()) });
-                    }
-                }
-                Ok(None) => self.setup.stream.update_stats(|s| s.encoder_skipped += 1),
-                Err(error) => self.fail(&error),
-            }
-        }
-        let frames = &self.setup.frames;
-        let (pushed, dropped) = (frames.pushed(), frames.dropped());
-        self.setup.stream.update_stats(|s| (s.raw_frames, s.raw_dropped) = (pushed, dropped));
-    }
-
-    /// The picture as encoders take it, with the strip if that is wanted.
-    fn prepare(&mut self, frame: VideoFrame) -> Result<VideoFrame, EncodeError> {
-        let Setup { clock, config, timecode, .. } = &self.setup;
-        let received = frame.received;
-        let mut picture = self
-            .converter
-            .convert(frame, config.size)
-            .map_err(|error| EncodeError::Unsupported { backend: "colour conversion", what: error.to_string() })?;
-        picture.received = received;
-        if *timecode {
-            let unix_ms = clock.unix_micros(picture.captured) / 1000;
-            timecode::paint(&mut picture, unix_ms as u32); // modulo 2³² by definition of the strip
-        }
-        Ok(picture)
-    }
-
-    fn encode(
-        &mut self,
-        mut picture: VideoFrame,
-        started: MediaTime,
-        keyframe: bool,
-        estimate_bps: Option<u64>,
-    ) -> Result<Option<AccessUnit>, EncodeError> {
-        let Setup { stream, clock, config, make, .. } = &self.setup;
-        let received = picture.received;
-        if stream.codec() == VideoCodec::Vp8 {
-            convert::to_bt601(&mut picture);
-        }
-        let fps = self.rate.observe(picture.captured);
-        let target = target_bitrate(config.bitrate_bps, estimate_bps);
-        let encoder = match &mut self.encoder {
-            Some(encoder) => encoder,
-            none => {
-                let encoder = make(EncoderConfig { bitrate_bps: target, ..*config })?;
-                info!(stream = stream.name(), backend = encoder.name(), size = %config.size, bitrate_kbps = target / 1000, "encoder started");
-                stream.update_stats(|s| {
-                    s.encoder_starts += 1;
-                    s.target_bitrate_bps = Some(target);
-                });
-                none.insert(encoder)
-            }
-        };
-        if differs(encoder.config().bitrate_bps as f64, target as f64, BITRATE_STEP) {
-            encoder.set_bitrate(target)?;
-            stream.update_stats(|s| s.target_bitrate_bps = Some(target));
-        }
-        if let Some(fps) = fps.filter(|fps| differs(encoder.config().fps, *fps, 0.15)) {
-            encoder.set_fps(fps)?;
-        }
-        if keyframe {
-            encoder.force_keyframe();
-        }
-        encoder.submit(&picture)?;
-        let codec = encoder.codec();
-        Ok(encoder.poll().map(|encoded| {
-            let stages = Stages { received, encode_started: started, encoded: clock.at(Instant::now()) };
-            AccessUnit::new(codec, encoded.data, encoded.captured, encoded.keyframe, config.size, stages)
-        }))
-    }
-
-    fn idle(&mut self, now: MediaTime) {
-        if self.encoder.is_some() && self.last_wanted.is_none_or(|at| now.since(at) >= IDLE_GRACE) {
-            self.encoder = None;
-            self.rate = FrameRate::new(self.setup.config.fps);
-            self.setup.stream.update_stats(|s| s.target_bitrate_bps = None);
-            self.event(now, EventKind::TrackIdle { codec: Some(self.setup.stream.codec()) });
-        }
-    }
-
-    fn fail(&mut self, error: &EncodeError) {
-        self.encoder = None;
-        self.failures += 1;
-        self.setup.stream.update_stats(|s| s.encoder_errors += 1);
-        if self.failures == 1 || self.failures == FAILURE_LIMIT {
-            warn!(stream = self.setup.stream.name(), %error, in_a_row = self.failures, "encoding failed");
-        }
-        if self.failures == FAILURE_LIMIT {
-            self.setup.stream.set_health(Health::Failed(format!("the encoder fails: {error}")));
-        }
-    }
-
-    fn event(&self, at: MediaTime, kind: EventKind) {
-        let stream = self.setup.stream.name();
-        info!(target: "events::track", stream, event = kind.name());
-        self.setup.events.push(at, stream, kind);
-    }
-}
-
-/// What to aim for when the outlets' networks carry `estimate_bps`.
-fn target_bitrate(configured: u64, estimate_bps: Option<u64>) -> u64 {
-    let Some(estimate) = estimate_bps else { return configured };
-    ((estimate as f64 * ESTIMATE_SHARE) as u64).clamp(MIN_BITRATE_BPS.min(configured), configured)
-}
-
-fn differs(a: f64, b: f64, by: f64) -> bool {
-    (a - b).abs() > by * a.max(1.0)
-}
-
-/// Pictures per second as they come, for the encoder's rate control: a source slower than configured would
-/// otherwise get half its bitrate, a faster one twice.
-#[derive(Debug)]
-struct FrameRate {
-    mean_interval: f64,
-    last: Option<MediaTime>,
-    seen: u32,
-}
-
-impl FrameRate {
-    fn new(fps: f64) -> Self {
-        Self { mean_interval: 1.0 / fps.max(1.0), last: None, seen: 0 }
-    }
-
-    /// The rate, once enough pictures were seen to believe it.
-    fn observe(&mut self, captured: MediaTime) -> Option<f64> {
-        if let Some(last) = self.last.replace(captured) {
-            let interval = captured.since(last).as_secs_f64().clamp(0.002, 0.5);
-            self.mean_interval += (interval - self.mean_interval) / 32.0;
-            self.seen += 1;
-        }
-        (self.seen > 60).then(|| 1.0 / self.mean_interval)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::decoder_for;
     use crate::encoder::Content;
     use crate::openh264::OpenH264;
-    use lightpipe_media::{Outlet, PixelFormat, Size, VideoCodec};
-    use std::sync::Mutex;
-    use std::sync::mpsc;
+    use lightpipe_media::stream::Health;
+    use lightpipe_media::{
+        AccessUnit, EventKind, FramePool, MediaTime, Outlet, PixelFormat, Size, Subscription, VideoCodec, VideoFrame,
+        timecode,
+    };
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::sync::{Mutex, mpsc};
+    use std::time::{Duration, Instant};
 
     struct Collect(Mutex<mpsc::Sender<Arc<AccessUnit>>>);
 
@@ -339,23 +156,20 @@ mod tests {
         events: EventLog,
         clock: MediaClock,
         pool: FramePool,
+        size: Size,
         _thread: EncodeThread,
     }
 
     fn bench() -> Bench {
-        let stream = Stream::new("s", VideoCodec::H264);
-        bench_of(stream, Vec::new())
+        bench_of(setup())
     }
 
-    fn bench_of(stream: Arc<Stream>, alternatives: Vec<Alternative>) -> Bench {
-        let frames = Arc::new(FrameQueue::new(2));
-        let clock = MediaClock::new(Instant::now(), Duration::from_secs(1_700_000_000));
-        let events = EventLog::new();
-        let thread = EncodeThread::spawn(Setup {
-            stream: Arc::clone(&stream),
-            frames: Arc::clone(&frames),
-            clock,
-            events: events.clone(),
+    fn setup() -> Setup {
+        Setup {
+            stream: Stream::new("s", VideoCodec::H264),
+            frames: Arc::new(FrameQueue::new(2)),
+            clock: MediaClock::new(Instant::now(), Duration::from_secs(1_700_000_000)),
+            events: EventLog::new(),
             config: EncoderConfig {
                 size: Size::new(64, 48),
                 fps: 30.0,
@@ -363,39 +177,67 @@ mod tests {
                 keyframe_interval: 0,
                 content: Content::Camera,
             },
+            layers: Vec::new(),
             timecode: false,
-            make: Box::new(|config| Ok(Box::new(OpenH264::new(config)?))),
-            alternatives,
-        })
-        .expect("a thread starts");
-        Bench { stream, frames, events, clock, pool: FramePool::new(), _thread: thread }
+            make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),
+            alternatives: Vec::new(),
+        }
+    }
+
+    fn bench_of(setup: Setup) -> Bench {
+        let Setup { stream, frames, events, clock, config, .. } = &setup;
+        let (stream, frames, events, clock) = (Arc::clone(stream), Arc::clone(frames), events.clone(), *clock);
+        let size = config.size;
+        let thread = EncodeThread::spawn(setup).expect("threads start");
+        Bench { stream, frames, events, clock, pool: FramePool::new(), size, _thread: thread }
     }
 
     impl Bench {
         fn push(&self) -> MediaTime {
-            let at = self.clock.at(Instant::now());
-            let size = Size::new(64, 48);
-            let buffer = self.pool.take(PixelFormat::Rgba.packed_len(size));
-            self.frames.push(VideoFrame::packed(at, size, PixelFormat::Rgba, buffer).expect("fits"));
+            self.push_at(self.clock.at(Instant::now()))
+        }
+
+        fn push_at(&self, at: MediaTime) -> MediaTime {
+            let mut buffer = self.pool.take(PixelFormat::Rgba.packed_len(self.size));
+            buffer.fill(90);
+            self.frames.push(VideoFrame::packed(at, self.size, PixelFormat::Rgba, buffer).expect("fits"));
             at
         }
     }
 
     fn idle(codec: VideoCodec) -> EventKind {
-        EventKind::TrackIdle { codec: Some(codec) }
+        EventKind::TrackIdle { codec: Some(codec), rid: None }
     }
 
     const LONG: Duration = Duration::from_secs(10);
+
+    /// Watches a stream in its coding; the channel has what came.
+    fn watch(stream: &Arc<Stream>) -> (Subscription, mpsc::Receiver<Arc<AccessUnit>>) {
+        let (sender, units) = mpsc::channel();
+        (stream.subscribe(Arc::new(Collect(Mutex::new(sender)))), units)
+    }
+
+    fn take(units: &mpsc::Receiver<Arc<AccessUnit>>) -> Arc<AccessUnit> {
+        units.recv_timeout(LONG).expect("a unit")
+    }
+
+    #[track_caller]
+    fn wait_until(done: impl Fn() -> bool) {
+        let end = Instant::now() + LONG;
+        while !done() {
+            assert!(Instant::now() < end, "it does not happen");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn nothing_is_encoded_until_somebody_watches_and_the_first_unit_is_a_keyframe() {
         let bench = bench();
         bench.push();
-        let (sender, units) = mpsc::channel();
         assert!(bench.events.wait_for(0, Duration::from_millis(50), |_| true).is_none());
         assert_eq!(bench.stream.stats().encoder_starts, 0);
 
-        let subscription = bench.stream.subscribe(Arc::new(Collect(Mutex::new(sender))));
+        let (subscription, units) = watch(&bench.stream);
         let captured = bench.push();
         let first = units.recv_timeout(LONG).expect("a unit");
         assert!(first.keyframe);
@@ -406,8 +248,7 @@ mod tests {
 
         drop(subscription);
         assert!(bench.events.wait_for(0, LONG, |e| e.kind == idle(VideoCodec::H264)).is_some());
-        let (sender, units) = mpsc::channel();
-        let _again = bench.stream.subscribe(Arc::new(Collect(Mutex::new(sender))));
+        let (_again, units) = watch(&bench.stream);
         bench.push();
         assert!(units.recv_timeout(LONG).expect("a unit").keyframe, "starts with an IDR when somebody comes back");
         assert_eq!(bench.stream.stats().encoder_starts, 2);
@@ -415,22 +256,15 @@ mod tests {
         assert_eq!(names[..2], ["track_active", "track_idle"]);
     }
 
-    /// Watches a stream in its coding; the channel has what came.
-    #[cfg(feature = "vpx")]
-    fn watch(stream: &Arc<Stream>) -> (lightpipe_media::Subscription, mpsc::Receiver<Arc<AccessUnit>>) {
-        let (sender, units) = mpsc::channel();
-        (stream.subscribe(Arc::new(Collect(Mutex::new(sender)))), units)
-    }
-
     #[test]
     #[cfg(feature = "vpx")]
     fn each_coding_is_encoded_while_somebody_takes_it_and_only_then() {
         let stream = Stream::new("s", VideoCodec::H264);
         let vp8 = stream.add_alternative(VideoCodec::Vp8);
-        let make: MakeEncoder = Box::new(|config| Ok(Box::new(crate::vp8::Vp8::new(config)?)));
-        let bench = bench_of(Arc::clone(&stream), vec![Alternative { stream: Arc::clone(&vp8), make }]);
+        let make: MakeEncoder = Arc::new(|config| Ok(Box::new(crate::vp8::Vp8::new(config)?)));
+        let alternatives = vec![Alternative { stream: Arc::clone(&vp8), make }];
+        let bench = bench_of(Setup { stream: Arc::clone(&stream), alternatives, ..setup() });
         let starts = || (stream.stats().encoder_starts, vp8.stats().encoder_starts);
-        let take = |units: &mpsc::Receiver<Arc<AccessUnit>>| units.recv_timeout(LONG).expect("a unit");
 
         let (gone, units) = watch(&vp8);
         let captured = bench.push();
@@ -474,11 +308,12 @@ mod tests {
         let vp8 = stream.add_alternative(VideoCodec::Vp8);
         let (open, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let make: MakeEncoder = Box::new(move |config| {
+        let make: MakeEncoder = Arc::new(move |config| {
             gate.lock().expect("not poisoned").recv().expect("the test opens it");
             Ok(Box::new(crate::vp8::Vp8::new(config)?))
         });
-        let bench = bench_of(Arc::clone(&stream), vec![Alternative { stream: Arc::clone(&vp8), make }]);
+        let alternatives = vec![Alternative { stream: Arc::clone(&vp8), make }];
+        let bench = bench_of(Setup { stream: Arc::clone(&stream), alternatives, ..setup() });
         let ((_slow, units), (_sub, h264)) = (watch(&vp8), watch(&stream));
         let pushed: Vec<MediaTime> = (0..20)
             .map(|_| {
@@ -492,32 +327,185 @@ mod tests {
         // What it had taken, and what waited: the newest two.
         assert_eq!(got[1..], pushed[18..]);
         assert!(units.recv_timeout(Duration::ZERO).is_err());
-        let dropped = || vp8.stats().raw_dropped >= 17;
-        let end = Instant::now() + LONG;
-        while !dropped() && Instant::now() < end {
-            std::thread::yield_now();
-        }
-        assert!(dropped() && stream.stats().raw_dropped == 0, "{:?}", vp8.stats());
+        wait_until(|| vp8.stats().raw_dropped >= 17);
+        assert_eq!(stream.stats().raw_dropped, 0);
+    }
+
+    fn layer(rid: &str, width: u32, height: u32, fps: f64) -> SimulcastLayer {
+        SimulcastLayer { rid: rid.into(), size: Size::new(width, height), bitrate_bps: 300_000, fps }
+    }
+
+    /// Three layers, each half of the one above; the least has room for a readable strip.
+    fn three_layers() -> Setup {
+        let layers = vec![layer("f", 768, 432, 30.0), layer("h", 384, 216, 30.0), layer("q", 192, 108, 30.0)];
+        let config = EncoderConfig { size: Size::new(768, 432), ..setup().config };
+        Setup { layers, config, timecode: true, ..setup() }
+    }
+
+    fn strip(unit: &AccessUnit) -> Option<u32> {
+        let mut decoder = decoder_for(unit.codec).expect("a decoder");
+        let picture = decoder.decode(unit).expect("decodes").expect("a picture");
+        assert_eq!(picture.size(), unit.size);
+        timecode::read(&picture)
     }
 
     #[track_caller]
-    fn check_target(configured: u64, estimate: Option<u64>, expected: u64) {
-        assert_eq!(target_bitrate(configured, estimate), expected, "{configured} with {estimate:?}");
+    fn check_layers(coding: &Arc<Stream>, bench: &Bench) {
+        let (_subs, units): (Vec<_>, Vec<_>) = coding.layers().iter().map(watch).unzip();
+        for first in [true, false] {
+            let captured = bench.push();
+            let got: Vec<_> = units.iter().map(take).collect();
+            assert!(
+                got.iter().all(|unit| unit.captured == captured && unit.keyframe == first),
+                "one picture, three sizes"
+            );
+            let widths: Vec<u32> = got.iter().map(|unit| unit.size.width).collect();
+            assert_eq!(widths, [768, 384, 192]);
+            if first {
+                let time = (bench.clock.unix_micros(captured) / 1000) as u32;
+                assert_eq!(got.iter().map(|unit| strip(unit)).collect::<Vec<_>>(), [Some(time); 3]);
+            }
+        }
     }
 
     #[test]
-    fn bitrate_follows_the_best_outlet_within_bounds() {
-        check_target(2_500_000, None, 2_500_000);
-        check_target(2_500_000, Some(10_000_000), 2_500_000);
-        check_target(2_500_000, Some(1_000_000), 850_000);
-        check_target(2_500_000, Some(10_000), 150_000);
-        check_target(100_000, Some(10_000), 100_000);
+    fn all_layers_have_the_same_pictures_and_a_readable_strip() {
+        let bench = bench_of(three_layers());
+        check_layers(&bench.stream, &bench);
+        #[cfg(feature = "vpx")]
+        {
+            let setup = three_layers();
+            let stream = setup.stream.add_alternative(VideoCodec::Vp8);
+            let make: MakeEncoder = Arc::new(|config| Ok(Box::new(crate::vp8::Vp8::new(config)?)));
+            let bench = bench_of(Setup { alternatives: vec![Alternative { stream: stream.clone(), make }], ..setup });
+            check_layers(&stream, &bench);
+        }
     }
 
     #[test]
-    fn rate_control_learns_the_real_frame_rate() {
-        let mut rate = FrameRate::new(60.0);
-        let learned = (0..300).filter_map(|n| rate.observe(MediaTime::from_micros(n * 66_667))).last();
-        assert!((learned.expect("enough pictures") - 15.0).abs() < 0.5, "{learned:?}");
+    fn strips_stay_readable_in_sizes_that_are_no_half() {
+        let layers = vec![layer("f", 854, 480, 30.0), layer("h", 600, 338, 30.0), layer("q", 426, 240, 30.0)];
+        let config = EncoderConfig { size: Size::new(854, 480), ..setup().config };
+        let bench = bench_of(Setup { layers, config, timecode: true, ..setup() });
+        let (_subs, units): (Vec<_>, Vec<_>) = bench.stream.layers().iter().map(watch).unzip();
+        let time = (bench.clock.unix_micros(bench.push()) / 1000) as u32;
+        assert_eq!(units.iter().map(|units| strip(&take(units))).collect::<Vec<_>>(), [Some(time); 3]);
+    }
+
+    #[test]
+    fn a_layer_is_encoded_while_somebody_takes_it_and_only_then() {
+        let bench = bench_of(three_layers());
+        let layers = bench.stream.layers();
+        let starts = || layers.iter().map(|layer| layer.stats().encoder_starts).collect::<Vec<_>>();
+        let (sub, units) = watch(&layers[2]);
+        bench.push();
+        assert!(take(&units).keyframe);
+        bench.push();
+        assert!(!take(&units).keyframe);
+        assert_eq!(starts(), [0, 0, 1], "the least runs without the best");
+        let before = Instant::now();
+        drop(sub);
+        let idle = EventKind::TrackIdle { codec: Some(VideoCodec::H264), rid: Some("q".into()) };
+        assert!(bench.events.wait_for(0, LONG, |event| event.kind == idle).is_some());
+        assert!(before.elapsed() < Duration::from_secs(2));
+        let (_h, h) = watch(&layers[1]);
+        let (_q, q) = watch(&layers[2]);
+        let captured = bench.push();
+        for units in [&h, &q] {
+            let unit = take(units);
+            assert!(unit.keyframe && unit.captured == captured, "on at once");
+        }
+        assert_eq!(starts(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_keyframe_is_made_where_it_was_asked_for_and_by_the_interval_in_all_layers_at_once() {
+        let mut setup = three_layers();
+        setup.config.keyframe_interval = 12;
+        let bench = bench_of(setup);
+        let (subs, units): (Vec<_>, Vec<_>) = bench.stream.layers().iter().take(2).map(watch).unzip();
+        let mut keyframes = vec![Vec::new(); 2];
+        for n in 0..30 {
+            if n == 3 {
+                // Only when the holdoff since the first one is over.
+                std::thread::sleep(lightpipe_media::stream::KEYFRAME_REQUEST_HOLDOFF);
+                subs[1].request_keyframe();
+            }
+            bench.push();
+            for (keyframes, units) in keyframes.iter_mut().zip(&units) {
+                if take(units).keyframe {
+                    keyframes.push(n);
+                }
+            }
+        }
+        assert_eq!(keyframes, [vec![0, 12, 24], vec![0, 3, 12, 24]]);
+    }
+
+    #[test]
+    fn a_layer_with_fewer_pictures_has_every_second_one() {
+        let mut setup = three_layers();
+        setup.layers[1].fps = 15.0;
+        let bench = bench_of(setup);
+        let layers = bench.stream.layers();
+        let ((_f, f), (_h, h)) = (watch(&layers[0]), watch(&layers[1]));
+        let times: Vec<MediaTime> = (0..8)
+            .map(|n| {
+                let captured = bench.push_at(MediaTime::from_micros(n * 33_333));
+                assert_eq!(take(&f).captured, captured);
+                captured
+            })
+            .collect();
+        let got: Vec<MediaTime> = (0..4).map(|_| take(&h).captured).collect();
+        assert_eq!(got, [times[0], times[2], times[4], times[6]]);
+    }
+
+    #[test]
+    fn a_layer_that_fails_is_left_out_alone_and_tried_again() {
+        let broken = Arc::new(AtomicBool::new(true));
+        let make: MakeEncoder = {
+            let broken = Arc::clone(&broken);
+            Arc::new(move |config| {
+                if config.size.width == 384 && broken.load(Relaxed) {
+                    return Err(EncodeError::Backend { backend: "test", call: "make", code: 7 });
+                }
+                Ok(Box::new(OpenH264::new(config)?))
+            })
+        };
+        let bench = bench_of(Setup { make, ..three_layers() });
+        let layers = bench.stream.layers();
+        let (_subs, units): (Vec<_>, Vec<_>) = layers.iter().map(watch).unzip();
+        let dropped = |events: &EventLog| -> Vec<Duration> {
+            let retry = |kind: EventKind| match kind {
+                EventKind::LayerDropped { rid: Some(rid), cause: "encoder_failed", retry_in, .. } if rid == "h" => {
+                    Some(retry_in)
+                }
+                _ => None,
+            };
+            events.since(0).into_iter().filter_map(|event| retry(event.kind)).collect()
+        };
+        let push = || {
+            let captured = bench.push();
+            assert!([0, 2].iter().all(|n| take(&units[*n]).captured == captured), "the others go on");
+        };
+        while dropped(&bench.events).is_empty() {
+            push();
+        }
+        assert_eq!(layers[1].resting().as_deref(), Some("the encoder fails: test failed in make with code 7"));
+        assert!(matches!(layers[1].health(), Health::Failed(_)));
+        assert_eq!((layers[0].health(), layers[0].resting(), layers[2].resting()), (Health::Live, None, None));
+        let errors = layers[1].stats().encoder_errors;
+        push();
+        assert_eq!(layers[1].stats().encoder_errors, errors, "not tried with every picture");
+
+        while dropped(&bench.events).len() < 2 {
+            push();
+        }
+        let pauses = dropped(&bench.events);
+        assert_eq!(pauses[1], pauses[0] * 2);
+        broken.store(false, Relaxed);
+        while units[1].try_recv().is_err() {
+            push();
+        }
+        assert_eq!((layers[1].health(), layers[1].resting()), (Health::Live, None));
     }
 }

@@ -15,12 +15,14 @@ use crate::frame::{FrameError, FramePool, PixelFormat, Size, VideoFrame};
 #[derive(Debug, Clone, Default)]
 pub struct Converter {
     pool: FramePool,
+    /// Of pictures on the way to a smaller one.
+    between: FramePool,
 }
 
 impl Converter {
     /// A converter that takes its buffers from `pool`.
-    pub const fn new(pool: FramePool) -> Self {
-        Self { pool }
+    pub fn new(pool: FramePool) -> Self {
+        Self { pool, between: FramePool::new() }
     }
 
     /// `frame` as I420 of `target` (made even). Returns the very same buffer when it is that already.
@@ -30,6 +32,43 @@ impl Converter {
         }
         to_i420(&frame, &self.pool, target)
     }
+
+    /// An I420 picture again as one of `target` (made even): halved as often as that goes, the rest of the way by the filter for all other
+    /// ratios. The capture time is kept.
+    ///
+    /// Half of an odd number of samples is rounded down, see [`half`]: up to two columns and rows are cut off.
+    pub fn scale(&self, frame: &VideoFrame, target: Size) -> Result<VideoFrame, ConvertError> {
+        let target = target.to_even();
+        let next = half(frame.size());
+        if next == target {
+            return halved(frame, &self.pool);
+        }
+        if next.width < target.width || next.height < target.height {
+            return scaled(frame, frame.size().to_even(), &self.pool, target);
+        }
+        let mut between = halved(frame, &self.between)?;
+        loop {
+            let next = half(between.size());
+            if next == target {
+                return halved(&between, &self.pool);
+            }
+            if next.width < target.width || next.height < target.height {
+                return scaled(&between, between.size(), &self.pool, target);
+            }
+            between = halved(&between, &self.between)?;
+        }
+    }
+}
+
+/// The size of a picture with half as many columns and rows, both even.
+pub const fn half(size: Size) -> Size {
+    Size::new(size.width / 2, size.height / 2).to_even()
+}
+
+/// How often a picture of `from` is halved to become one of `to`; `None` where that is not the way.
+pub fn halvings(from: Size, to: Size) -> Option<u32> {
+    let sizes = std::iter::successors(Some(from), |size| (size.width > 2 && size.height > 2).then(|| half(*size)));
+    sizes.take_while(|size| size.width >= to.width).zip(0..).find(|(size, _)| *size == to).map(|(_, n)| n)
 }
 
 /// Why a picture was not converted.
@@ -191,7 +230,17 @@ fn scaled(frame: &VideoFrame, visible: Size, pool: &FramePool, target: Size) -> 
     Ok(out)
 }
 
-/// Each sample of `to` is the rounded mean of 2×2 samples of `from`.
+fn halved(frame: &VideoFrame, pool: &FramePool) -> Result<VideoFrame, ConvertError> {
+    let target = half(frame.size());
+    let mut out = new_i420(frame, pool, target)?;
+    for plane in 0..3 {
+        let width = out.layout(plane).row_bytes;
+        halve_plane(frame.plane(plane), frame.layout(plane).stride, out.plane_mut(plane), width);
+    }
+    Ok(out)
+}
+
+/// Each sample of `to` is the rounded mean of 2×2 samples of `from`, of which columns and rows may be left over.
 fn halve_plane(from: &[u8], stride: usize, to: &mut [u8], width: usize) {
     for (to, pair) in to.chunks_exact_mut(width).zip(from.chunks(stride * 2)) {
         let (upper, lower) = pair.split_at(stride);
@@ -485,6 +534,53 @@ mod tests {
         let bytes: Vec<u8> = [10, 20, 100, 100, 30, 41, 100, 103].repeat(2).into_iter().chain([128; 8]).collect();
         let out = convert(&picture(Size::new(4, 4), PixelFormat::I420, &bytes), 2, 2);
         assert_eq!(out.plane(0), [25, 101, 25, 101]);
+    }
+
+    #[track_caller]
+    fn check_halvings(from: (u32, u32), to: (u32, u32), expected: Option<u32>) {
+        let size = |(width, height)| Size::new(width, height);
+        assert_eq!(halvings(size(from), size(to)), expected, "{from:?} to {to:?}");
+    }
+
+    #[test]
+    fn sizes_that_are_reached_by_halving() {
+        check_halvings((1280, 720), (1280, 720), Some(0));
+        check_halvings((1280, 720), (320, 180), Some(2));
+        check_halvings((1366, 768), (340, 192), Some(2));
+        check_halvings((1280, 720), (640, 350), None);
+        check_halvings((1280, 720), (960, 540), None);
+        check_halvings((640, 360), (1280, 720), None);
+        check_halvings((8, 4), (2, 2), None);
+    }
+
+    #[test]
+    fn layers_are_scaled_step_by_step_and_keep_their_place_and_time() {
+        let source = Size::new(100, 76);
+        let mut bytes = Vec::new();
+        for (width, height) in [(100, 76), (50, 38), (50, 38)] {
+            bytes.extend(
+                (0..width * height)
+                    .map(|n| (n % width) as u8 * 2 + if width == 50 { (n % width) as u8 * 2 } else { 0 }),
+            );
+        }
+        let frame = picture(source, PixelFormat::I420, &bytes);
+        let converter = Converter::new(FramePool::new());
+        for (width, height) in [(50, 38), (24, 18), (12, 8), (40, 30), (20, 30), (100, 76), (90, 10)] {
+            let out = converter.scale(&frame, Size::new(width, height)).expect("a valid target");
+            assert_eq!((out.size(), out.captured), (Size::new(width, height), AT));
+            for plane in 0..3 {
+                let layout = out.layout(plane);
+                let row = &out.plane(plane)[layout.stride..][1..layout.row_bytes - 1];
+                for (x, got) in row.iter().enumerate() {
+                    let expected = 200.0 * (x as f64 + 1.5) / layout.row_bytes as f64;
+                    // What an odd picture loses at its edge shifts the rest by that much.
+                    assert!(
+                        (f64::from(*got) - expected).abs() <= 9.0,
+                        "{width}x{height}, plane {plane} at {x}: {got} for {expected}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

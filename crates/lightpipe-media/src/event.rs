@@ -51,11 +51,28 @@ pub enum EventKind {
     TrackActive {
         /// Of its pictures; `None` where there is only sound.
         codec: Option<VideoCodec>,
+        /// The layer, where there are several.
+        rid: Option<String>,
     },
     /// Nobody wants the track any more; its encoder stopped.
     TrackIdle {
         /// As above: a track that is encoded twice is idle twice.
         codec: Option<VideoCodec>,
+        /// As above.
+        rid: Option<String>,
+    },
+    /// A layer is left out, the others go on; it is tried again after `retry_in`.
+    LayerDropped {
+        /// Of its pictures.
+        codec: VideoCodec,
+        /// Its name; `None` of the only one.
+        rid: Option<String>,
+        /// A machine-readable cause: `encoder_failed`, `too_slow`.
+        cause: &'static str,
+        /// Why, and what helps.
+        reason: String,
+        /// Pause before the next try.
+        retry_in: Duration,
     },
     /// A peer finished ICE and DTLS.
     PeerConnected {
@@ -100,6 +117,7 @@ impl EventKind {
             Self::SourceFailed { .. } => "source_failed",
             Self::TrackActive { .. } => "track_active",
             Self::TrackIdle { .. } => "track_idle",
+            Self::LayerDropped { .. } => "layer_dropped",
             Self::PeerConnected { .. } => "peer_connected",
             Self::PublisherConnected { .. } => "publisher_connected",
             Self::PublisherDisconnected { .. } => "publisher_disconnected",
@@ -191,6 +209,8 @@ mod tests {
         assert_eq!(events.len(), EventLog::CAPACITY);
         assert_eq!(events[0].seq, 10);
         assert!(events.windows(2).all(|w| w[0].seq + 1 == w[1].seq));
-        assert!(log.wait_for(0, Duration::ZERO, |e| e.kind == EventKind::TrackIdle { codec: None }).is_none());
+        assert!(
+            log.wait_for(0, Duration::ZERO, |e| e.kind == EventKind::TrackIdle { codec: None, rid: None }).is_none()
+        );
     }
 }

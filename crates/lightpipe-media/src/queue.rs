@@ -54,6 +54,11 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Items that may wait.
+    pub const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Adds one, never waits. Dropped silently after [`Self::close`].
     pub fn push(&self, item: T) {
         let mut evicted = None;

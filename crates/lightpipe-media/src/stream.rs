@@ -147,9 +147,9 @@ pub struct StreamStats {
     pub encoder_starts: u64,
     /// Capture to the whole picture in our process.
     pub capture: Histogram,
-    /// Waiting for the encoder.
+    /// Waiting for the encoder, colour conversion and scaling included.
     pub queue: Histogram,
-    /// Encoding, colour conversion included.
+    /// Encoding.
     pub encode: Histogram,
     /// Sound.
     pub audio: AudioStats,
@@ -173,6 +173,8 @@ pub struct Stream {
     layer: Mutex<Option<SimulcastLayer>>,
     /// A layer that was taken off its ladder.
     taken_off: AtomicBool,
+    /// Why a layer rests.
+    resting: Mutex<Option<String>>,
     /// Of an alternative or a layer: the stream that it belongs to. A lock of the main stream may be held while one of an alternative is
     /// taken, never the other way round.
     main: Option<Weak<Self>>,
@@ -256,6 +258,7 @@ impl Stream {
             layers: Mutex::new(Vec::new()),
             layer: Mutex::new(None),
             taken_off: AtomicBool::new(false),
+            resting: Mutex::new(None),
             main,
             encoded_before: AtomicBool::new(false),
         }
@@ -334,6 +337,16 @@ impl Stream {
     pub fn layers(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let lower = self.lock_layers().clone();
         std::iter::once(Arc::clone(self)).chain(lower.into_iter().filter(|layer| !layer.is_withdrawn())).collect()
+    }
+
+    /// Producer side: why no pictures can be had here for a while, although layers beside it go on; `None` once they can.
+    pub fn set_resting(&self, reason: Option<String>) {
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Why this layer is left out now: its encoder fails or is too slow. It is tried again, and meanwhile another one serves.
+    pub fn resting(&self) -> Option<String> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The alternatives with all layers, their own and this stream's.

@@ -211,7 +211,9 @@ impl Feed {
         let watched = self.sink.stream.outlets() > 0;
         if self.watched.swap(watched, Relaxed) != watched {
             let codec = Some(VideoCodec::H264);
-            let kind = if watched { EventKind::TrackActive { codec } } else { EventKind::TrackIdle { codec } };
+            let rid = None;
+            let kind =
+                if watched { EventKind::TrackActive { codec, rid } } else { EventKind::TrackIdle { codec, rid } };
             tracing::info!(target: "events::track", stream = self.sink.stream.name(), event = kind.name());
             self.sink.event(kind);
         }

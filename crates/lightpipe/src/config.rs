@@ -11,6 +11,8 @@ use lightpipe_media::Size;
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use serde::{Deserialize, Serialize};
 
+pub use crate::simulcast::{SimulcastConfig, SimulcastLayer};
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[video]`: how pictures are made and encoded.
     pub video: VideoConfig,
+    /// `[simulcast]`: in which sizes they are encoded.
+    pub simulcast: SimulcastConfig,
     /// `[audio]`: how sound is encoded.
     pub audio: AudioConfig,
     /// `[webrtc]`: how they travel.
@@ -339,6 +343,7 @@ impl Config {
         if !(1..=16).contains(&v.queue_frames) {
             return bad("video.queue_frames", &v.queue_frames, "1 to 16");
         }
+        self.simulcast.check()?;
         let a = &self.audio;
         if !(1..=2).contains(&a.channels) {
             return bad("audio.channels", &a.channels, "1 or 2");

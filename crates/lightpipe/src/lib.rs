@@ -18,6 +18,7 @@ pub mod config;
 mod endpoint;
 mod frames;
 mod server;
+mod simulcast;
 mod source;
 pub mod spec;
 

@@ -272,7 +272,8 @@ impl Server {
         let stream = Stream::new(name, VideoCodec::H264);
         self.streams.add(Arc::clone(&stream), "frames")?;
         let frames = Arc::new(FrameQueue::new(video.queue_frames));
-        let encoder = source::encoder(&stream, &frames, self.clock, &self.events, &video, even, video.timecode)
+        let how = (&video, &self.config.simulcast);
+        let encoder = source::encoder(&stream, &frames, self.clock, &self.events, how, even, video.timecode)
             .map_err(ServerError::Start)?;
         Ok(FrameSender {
             size,

@@ -19,7 +19,7 @@ use lightpipe_source::timeline::Timeline;
 use lightpipe_source::x11;
 use lightpipe_source::{AudioSink, SourceHandle, VideoSink, beep, cube, exec, pattern, stdin};
 
-use crate::config::{Config, ContentHint, RendererChoice, VideoConfig};
+use crate::config::{Config, ContentHint, RendererChoice, SimulcastConfig, VideoConfig};
 use crate::server::ServerError;
 use crate::spec::SourceSpec;
 
@@ -71,7 +71,7 @@ fn alternatives(stream: &Arc<Stream>) -> Vec<Alternative> {
     #[cfg(feature = "vpx")]
     return vec![Alternative {
         stream: stream.add_alternative(VideoCodec::Vp8),
-        make: Box::new(|config| Ok(Box::new(Vp8::new(config)?))),
+        make: Arc::new(|config| Ok(Box::new(Vp8::new(config)?))),
     }];
     #[cfg(not(feature = "vpx"))]
     {
@@ -80,13 +80,13 @@ fn alternatives(stream: &Arc<Stream>) -> Vec<Alternative> {
     }
 }
 
-/// An encode thread for raw pictures of a stream, and one for each other coding.
+/// Encode threads for raw pictures of a stream: one for each layer and coding.
 pub(crate) fn encoder(
     stream: &Arc<Stream>,
     frames: &Arc<FrameQueue>,
     clock: MediaClock,
     events: &EventLog,
-    video: &VideoConfig,
+    (video, simulcast): (&VideoConfig, &SimulcastConfig),
     size: Size,
     timecode: bool,
 ) -> std::io::Result<EncodeThread> {
@@ -105,8 +105,9 @@ pub(crate) fn encoder(
                 ContentHint::Screen => Content::Screen,
             },
         },
+        layers: simulcast.ladder(video, size),
         timecode,
-        make: Box::new(|config| Ok(Box::new(OpenH264::new(config)?))),
+        make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),
         alternatives: alternatives(stream),
     })
 }
@@ -397,7 +398,10 @@ pub(crate) fn start(
     };
     // Encoded children publish by themselves; the encoder of a pipe that turns out to be encoded rests.
     let encoder = if raw {
-        Some(encoder(stream, &frames, clock, events, video, size, timecode).map_err(|e| fault(&e))?)
+        Some(
+            encoder(stream, &frames, clock, events, (video, &config.simulcast), size, timecode)
+                .map_err(|e| fault(&e))?,
+        )
     } else {
         None
     };

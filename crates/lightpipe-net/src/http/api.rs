@@ -73,7 +73,7 @@ fn layers(stream: &Arc<Stream>, now: MediaTime) -> Vec<Value> {
     }
     let told = layers.iter().filter_map(|stream| {
         let layer = stream.layer()?;
-        let (health, reason) = told(stream.health());
+        let (health, reason) = told(stream.resting().map_or_else(|| stream.health(), Health::Failed));
         let figures = json!({
             "rid": layer.rid,
             "width": layer.size.width,
@@ -202,9 +202,16 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                 EventKind::FfmpegExited { reason, retry_in } | EventKind::AudioExited { reason, retry_in } => {
                     json!({ "reason": reason, "retry_in_ms": retry_in.map(|d| d.as_millis() as u64) })
                 }
-                EventKind::TrackActive { codec } | EventKind::TrackIdle { codec } => {
-                    json!({ "codec": codec.map(VideoCodec::name) })
+                EventKind::TrackActive { codec, rid } | EventKind::TrackIdle { codec, rid } => {
+                    json!({ "codec": codec.map(VideoCodec::name), "rid": rid })
                 }
+                EventKind::LayerDropped { codec, rid, cause, reason, retry_in } => json!({
+                    "codec": codec.name(),
+                    "rid": rid,
+                    "cause": cause,
+                    "reason": reason,
+                    "retry_in_ms": retry_in.as_millis() as u64,
+                }),
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
                 EventKind::PeerConnected { peer, took } => {
                     json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 })

@@ -36,8 +36,13 @@ fn state(stream: &Stream, now: MediaTime) -> Option<LayerState> {
         rid: layer.rid,
         size: layer.size,
         target_bps: if fixed { Some(rate) } else { target_bps },
-        available: !matches!(stream.health(), Health::Failed(_)),
+        available: available(stream),
     })
+}
+
+/// The best layer is as well as its source while the others go on; whether it is left out it says by itself.
+fn available(stream: &Stream) -> bool {
+    stream.resting().is_none() && !matches!(stream.health(), Health::Failed(_))
 }
 
 /// For a player's menu; empty without a ladder.
@@ -47,7 +52,7 @@ pub(crate) fn told(streams: &[Arc<Stream>]) -> Vec<LayerStats> {
     }
     let told = streams.iter().filter_map(|stream| {
         let layer = stream.layer()?;
-        let available = !matches!(stream.health(), Health::Failed(_));
+        let available = available(stream);
         Some(LayerStats { rid: layer.rid, width: layer.size.width, height: layer.size.height, available })
     });
     told.collect()

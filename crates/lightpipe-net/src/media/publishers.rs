@@ -197,7 +197,7 @@ impl Slot {
                 let at = shared.clock.at(now);
                 shared.events.push(at, self.new.stream.name(), EventKind::FirstFrameIngested);
                 let codec = self.new.stream.has_video().then(|| self.new.stream.codec());
-                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive { codec });
+                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive { codec, rid: None });
             }
             match published {
                 Published::Picture(unit) => self.new.stream.publish(&unit),
