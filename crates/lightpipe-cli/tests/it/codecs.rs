@@ -77,7 +77,7 @@ async fn firefox_without_h264_and_chromium_watch_one_stream_each_in_its_codec() 
     );
     let metrics = server.get("/metrics").body;
     for codec in ["h264", "vp8"] {
-        let name = format!("lightpipe_frames_published_total{{stream=\"pattern\",codec=\"{codec}\",layer=\"\"}} ");
+        let name = format!("lightpipe_frames_published_total{{stream=\"pattern\",codec=\"{codec}\",layer=\"f\"}} ");
         let count = metrics.lines().find_map(|line| line.strip_prefix(&name)).and_then(|n| n.parse::<u64>().ok());
         assert!(count.is_some_and(|n| n > 0), "{name}");
     }
