@@ -284,6 +284,52 @@ fn ice_servers(answer: &Answer) -> Result<usize, Flaw> {
     Ok(count)
 }
 
+/// Where an extension of a session is, by its `Link`. Servers need not have it.
+fn extension(server: &Server<'_>, answer: &Answer, name: &str) -> Result<Uri, Flaw> {
+    for value in answer.headers.get_all(header::LINK) {
+        // What is malformed is told by the row about ICE servers.
+        for link in links(value.to_str().unwrap_or_default()).unwrap_or_default() {
+            if link.parameter("rel").unwrap_or_default().split_ascii_whitespace().any(|rel| rel == name) {
+                let unusable = || Flaw::Failed(format!("{:?} is no reference to a URL", link.target));
+                return resolve(server.endpoint, link.target.as_ref()).ok_or_else(unusable);
+            }
+        }
+    }
+    skip(format!("the server announces no {name}"))
+}
+
+/// The extensions of a viewer's session: server-sent events, and the choice of a layer.
+pub(crate) fn extensions(session: &Result<Session<'_>, Flaw>, server: &Server<'_>, list: &mut Checklist) {
+    const JSON: &str = "application/json";
+    let find = |name| after(session).and_then(|session| extension(server, &session.answer, name));
+    let post = |url: &Result<Uri, Flaw>, body: &str| -> Result<Answer, Flaw> {
+        Ok(server.client.send(&Request::new(Method::POST, after(url)?).with("content-type", JSON).with_body(body))?)
+    };
+    let events = find("urn:ietf:params:whep:ext:core:server-sent-events");
+    let made = post(&events, r#"["active","inactive"]"#);
+    let place = after(&made).and_then(|answer| {
+        status(answer, &[201])?;
+        let location = answer.header(header::LOCATION).ok_or_else(|| Flaw::Failed("there is no Location".into()))?;
+        resolve(after(&events)?, location).ok_or_else(|| Flaw::Failed(format!("{location:?} is no reference to a URL")))
+    });
+    list.row("POST of event names makes an event stream (201)", EVENTS, place.clone().map(drop));
+    let refused = post(&events, "\"active").and_then(|answer| status(&answer, BAD_REQUEST));
+    list.row("POST of malformed event names is refused (400)", EVENTS, refused);
+    let ended = after(&place).and_then(|url| {
+        let answer = server.client.send(&Request::new(Method::DELETE, url))?;
+        ensure(answer.is_success(), || format!("status {}, expected 2xx", answer.status))
+    });
+    list.row("DELETE ends the event stream", EVENTS, ended);
+    let layer = find("urn:ietf:params:whep:ext:core:layer");
+    let any = post(&layer, "{}")
+        .and_then(|answer| ensure(answer.is_success(), || format!("status {}, expected 2xx", answer.status)));
+    list.row("a layer selection without a constraint is taken (200)", LAYERS, any);
+    let unknown = post(&layer, r#"{"rid":"nosuchlayer"}"#).and_then(|answer| {
+        ensure((400..500).contains(&answer.status), || format!("status {}, expected 4xx", answer.status))
+    });
+    list.row("a layer that is not there is refused (4xx)", LAYERS, unknown);
+}
+
 /// POSTs that must be refused.
 pub(crate) fn refusals(server: &Server<'_>, list: &mut Checklist) {
     let s = &server.protocol.sections;
@@ -397,6 +443,10 @@ pub(crate) fn open<'a>(server: &Server<'a>, list: &mut Checklist) -> Result<Sess
     list.row(name, s.direction, direction);
     session
 }
+
+/// Texts of WHEP's two extensions, by the section that announces them.
+const EVENTS: &str = "WHEP-03 §4.9, events";
+const LAYERS: &str = "WHEP-03 §4.9, layer";
 
 /// Methods and requests of a session that change nothing.
 pub(crate) fn look_at(session: &Result<Session<'_>, Flaw>, server: &Server<'_>, list: &mut Checklist) {

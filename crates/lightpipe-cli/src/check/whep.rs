@@ -52,6 +52,7 @@ pub(crate) fn check(server: &Server<'_>, list: &mut Checklist) {
     list.row("a counter-offer (406) is SDP", "WHEP-03 §4.2.2", counter);
     resource::look_at(&session, server, list);
     resource::patch(&session, server, list);
+    resource::extensions(&session, server, list);
     resource::end(&mut session, server, list);
     resource::more_sessions(server, &session, list);
     let video = after(&session).and_then(|_| {
