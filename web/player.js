@@ -163,6 +163,14 @@ const LIP_SETTLE_MS = 1000;
 /** ...where they are further apart than this. Nobody notices 45 ms of late sound (ITU-R BT.1359), so this is strict; but pictures
  * move by whole refreshes, and half of one is as near as they come: correcting less would move them to and fro. */
 const LIP_TOLERANCE_MS = 9;
+/** Pictures that are shown so much later than they were at best... */
+const BEHIND_MS = 200;
+/** ...within this time... */
+const BEHIND_WINDOW_MS = 60_000;
+/** ...at so many looks in a row, one a second, make the player ask for less; */
+const BEHIND_LOOKS = 4;
+/** after so many questions that did not help it connects anew, with empty buffers. */
+const BEHIND_QUESTIONS = 2;
 /** Nothing is held back longer than this for the other. */
 const LIP_MAX_MS = 500;
 /** A latency outside this range is a clock that stepped or a mapping from before a restart. */
@@ -492,6 +500,14 @@ export class LightpipePlayer extends Base {
     }
     this.#stats = { ...stats, state: this.#state.state };
     this.#view?.renderStats(this.#stats);
+    const behind = document.hidden ? null : session.guard.look(now, stats.latency_ms.p50);
+    if (behind) {
+      session.tellBehind(behind);
+      if (behind.restart) {
+        this.#lost(new Failure('latency', `The picture came ${Math.round(behind.ms)} ms later than at best.`));
+        return;
+      }
+    }
     const layers = this.#stats.server?.layers ?? [];
     if (this.hasAttribute('preview') && !this.hasAttribute('layer') && layers.length > 1) {
       session.wishLayer(layers[layers.length - 1].rid);
@@ -708,6 +724,7 @@ class Session {
   meter = new LatencyMeter(this.clock);
   #phase = new DisplayPhase();
   #lips = new LipSync();
+  guard = new LatencyGuard();
   /** @type {string|null} */ #layer = null;
   #listening = false;
   /** @type {RTCRtpReceiver|null} */ #video = null;
@@ -742,6 +759,11 @@ class Session {
     const laterMs = this.#phase.frame(at, metadata);
     if (laterMs === null || this.#channel?.readyState !== 'open') return;
     this.#channel.send(JSON.stringify({ type: 'phase', later_ms: laterMs }));
+  }
+
+  /** Tells the server that pictures are shown ever later. @param {{ms: number, restart: boolean}} behind */
+  tellBehind(behind) {
+    if (this.#channel?.readyState === 'open') this.#channel.send(JSON.stringify({ type: 'behind', ...behind }));
   }
 
   /** Asks for a layer of the stream, or for the one that the network carries. @param {string|null} rid */
@@ -1192,6 +1214,33 @@ export class LipSync {
     this.#nextAt = at + LIP_SETTLE_MS;
     this.#lead = Math.max(-LIP_MAX_MS, Math.min(LIP_MAX_MS, this.#lead + late));
     return { videoMs: Math.max(this.#lead, 0), audioMs: Math.max(-this.#lead, 0) };
+  }
+}
+
+/** Notices pictures that are shown ever later: a device too slow for them, a buffer that grew and stays. */
+export class LatencyGuard {
+  /** @type {{at: number, ms: number}[]} Latency of the last minute. */ #seen = [];
+  #looks = 0;
+  #questions = 0;
+
+  /** One look at the latency. @param {number} at @param {number|null} ms
+   * @returns {{ms: number, restart: boolean}|null} how much more than at best, and what is to be done: ask for less, or connect anew */
+  look(at, ms) {
+    if (ms === null) return null;
+    this.#seen = this.#seen.filter((old) => at - old.at < BEHIND_WINDOW_MS);
+    const best = Math.min(ms, ...this.#seen.map((old) => old.ms));
+    this.#seen.push({ at, ms });
+    if (ms - best < BEHIND_MS) {
+      this.#looks = 0;
+      if (ms - best < BEHIND_MS / 2) this.#questions = 0;
+      return null;
+    }
+    this.#looks += 1;
+    if (this.#looks < BEHIND_LOOKS) return null;
+    this.#looks = 0;
+    const restart = this.#questions >= BEHIND_QUESTIONS;
+    this.#questions = restart ? 0 : this.#questions + 1;
+    return { ms: ms - best, restart };
   }
 }
 

@@ -74,6 +74,15 @@ pub enum EventKind {
         /// Pause before the next try.
         retry_in: Duration,
     },
+    /// A viewer shows pictures ever later, and something was done about it.
+    FellBehind {
+        /// Peer id.
+        peer: String,
+        /// What was done about it: `lower_layer`, `keyframe`, `restart`.
+        step: &'static str,
+        /// By how much, beyond what it had been.
+        by: Duration,
+    },
     /// A peer finished ICE and DTLS.
     PeerConnected {
         /// Peer id.
@@ -118,6 +127,7 @@ impl EventKind {
             Self::TrackActive { .. } => "track_active",
             Self::TrackIdle { .. } => "track_idle",
             Self::LayerDropped { .. } => "layer_dropped",
+            Self::FellBehind { .. } => "fell_behind",
             Self::PeerConnected { .. } => "peer_connected",
             Self::PublisherConnected { .. } => "publisher_connected",
             Self::PublisherDisconnected { .. } => "publisher_disconnected",

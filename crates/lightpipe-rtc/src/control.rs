@@ -33,6 +33,14 @@ pub enum FromPage {
         #[serde(default)]
         rid: Option<String>,
     },
+    /// Pictures are shown ever later here.
+    Behind {
+        /// By how much, milliseconds beyond what it had been.
+        ms: f64,
+        /// What we did did not help, and the page connects anew.
+        #[serde(default)]
+        restart: bool,
+    },
     /// A message of a newer player.
     #[serde(other)]
     Unknown,

@@ -32,6 +32,9 @@ const FAILED_WITHIN: Duration = Duration::from_secs(10);
 /// After this long on the better layer the attempt has succeeded.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
 
+/// How long a viewer that fell behind stays below the layer with which it did. Each further time within that it goes one lower.
+const BEHIND_PAUSE: Duration = Duration::from_secs(30);
+
 /// How long a keyframe of a new layer is waited for. An encoder that starts needs a tenth of it.
 const SWITCH_LIMIT: Duration = Duration::from_secs(3);
 
@@ -70,6 +73,8 @@ pub(crate) struct Layers {
     wants: usize,
     /// The viewer's own wish.
     chosen: Option<usize>,
+    /// Nothing better than this, until then.
+    ceiling: Option<(usize, Instant)>,
     wanted_at: Option<Instant>,
     /// Since when another layer would be right, and which.
     better: Option<(usize, Instant)>,
@@ -121,6 +126,17 @@ impl Layers {
         true
     }
 
+    /// The viewer falls behind with the layer that it gets, whatever its network's estimate says: a device too slow to decode it, for
+    /// one. False when there is nothing less to give.
+    pub(crate) fn fell_behind(&mut self, now: Instant) -> bool {
+        let lower = (self.wants + 1..self.layers.len()).find(|layer| self.can_be_had(*layer));
+        if let Some(lower) = lower.filter(|_| self.chosen.is_none()) {
+            self.ceiling = Some((lower, now + BEHIND_PAUSE));
+            return true;
+        }
+        false
+    }
+
     fn index_of(&self, rid: &str) -> Option<usize> {
         self.layers.iter().position(|layer| layer.rid == rid)
     }
@@ -141,6 +157,7 @@ impl Layers {
         if self.raised_at.is_some_and(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER) {
             (self.raised_at, self.failed_pause) = (None, None);
         }
+        self.ceiling = self.ceiling.filter(|(_, until)| now < *until);
         let right = self.right(share_bps);
         if right == self.wants {
             self.better = None;
@@ -153,7 +170,9 @@ impl Layers {
         };
         self.better = Some((right, since));
         let lasted = now.saturating_duration_since(since);
-        let forced = self.chosen.is_some() || !self.can_be_had(self.wants);
+        let forced = self.chosen.is_some()
+            || !self.can_be_had(self.wants)
+            || self.ceiling.is_some_and(|(ceiling, _)| self.wants < ceiling);
         let due = if forced {
             true
         } else if right > self.wants {
@@ -220,7 +239,8 @@ impl Layers {
             };
             share as f64 >= self.need(layer, share) as f64 * margin
         };
-        let mut there = (0..self.layers.len()).filter(|layer| self.can_be_had(*layer));
+        let best = self.ceiling.map_or(0, |(ceiling, _)| ceiling);
+        let mut there = (best..self.layers.len()).filter(|layer| self.can_be_had(*layer));
         let last = there.clone().next_back().unwrap_or(self.wants);
         there.find(|layer| fits(*layer)).unwrap_or(last)
     }
@@ -336,6 +356,19 @@ mod tests {
         assert_eq!(viewer.layers.chosen(), Some("f"), "kept by name");
         assert!(viewer.layers.choose(None));
         assert_eq!(viewer.run(1_000, |_| 10_000), [(2_200, 1)]);
+    }
+
+    #[test]
+    fn who_falls_behind_gets_less_for_a_while() {
+        let mut viewer = Viewer::new(ladder());
+        viewer.run(1_000, |_| 2_500_000);
+        assert!(viewer.layers.fell_behind(viewer.now));
+        assert_eq!(viewer.run(5_000, |_| 2_500_000), [(1_200, 1)]);
+        assert!(viewer.layers.fell_behind(viewer.now));
+        assert_eq!(viewer.run(5_000, |_| 2_500_000), [(6_200, 2)]);
+        assert!(!viewer.layers.fell_behind(viewer.now), "there is nothing less");
+        assert_eq!(viewer.run(40_000, |_| 2_500_000), [(36_900, 0)], "30 s after the last time");
+        assert!(viewer.layers.choose(Some("f")) && !viewer.layers.fell_behind(viewer.now), "its own wish");
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub mod receiver;
 pub use layers::{LayerState, LayerUse};
 pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
 pub use peer::{
-    Counters, Credentials, DisconnectCause, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent, Sent,
-    Tracks,
+    Counters, Credentials, DisconnectCause, GuardStep, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent,
+    Sent, Tracks,
 };
 pub use publisher::{Offered, Published, Publisher};
 

@@ -76,6 +76,18 @@ impl Pacer {
         self.needs_keyframe = true;
     }
 
+    /// How long the oldest picture has waited.
+    pub(crate) fn backlog_age(&self, now: Instant) -> Duration {
+        self.queue.front().map_or(Duration::ZERO, |oldest| now.saturating_duration_since(oldest.queued))
+    }
+
+    /// Drops what is queued; a keyframe has to come. Answers how many pictures.
+    pub(crate) fn drop_backlog(&mut self) -> u64 {
+        self.needs_keyframe = true;
+        self.next_at = None;
+        std::mem::take(&mut self.queue).len() as u64
+    }
+
     pub(crate) const fn needs_keyframe(&self) -> bool {
         self.needs_keyframe
     }

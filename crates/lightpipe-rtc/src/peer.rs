@@ -100,6 +100,14 @@ const SAME_TIME_TICKS: u32 = VIDEO_CLOCK_RATE_HZ;
 /// IPv4, UDP, RTP, its extension and SRTP's tag around a frame of sound, bytes.
 const AUDIO_OVERHEAD: usize = 20 + 8 + 12 + 8 + 10;
 
+/// A backlog this old, for this long, is a layer too much: the pacer itself drops at [`crate::pacer`]'s limit only, after which a
+/// keyframe makes the next one.
+const BACKLOG_BEHIND: Duration = Duration::from_millis(150);
+const BACKLOG_BEHIND_FOR: Duration = Duration::from_millis(700);
+
+/// Shortest time between two steps against pictures that come ever later: the last one must be able to show what it did.
+const GUARD_INTERVAL: Duration = Duration::from_secs(3);
+
 /// Change of the estimate that is worth an event.
 const ESTIMATE_STEP: f64 = 0.05;
 
@@ -203,10 +211,40 @@ pub enum PeerEvent {
     Estimate(u64),
     /// Pictures of these layers are to be given from now on, and of no others.
     Layer(LayerUse),
+    /// It noticed that it shows pictures ever later, or we did, and this was done about it.
+    FellBehind {
+        /// What was done.
+        step: GuardStep,
+        /// By how much, beyond what it had been.
+        by: Duration,
+    },
     /// Its display would show pictures just as soon if they were taken this much later.
     CaptureLater(Duration),
     /// The end. Nothing comes after this.
     Closed(DisconnectCause),
+}
+
+/// What was done against pictures that come ever later; the names are part of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GuardStep {
+    /// It gets a smaller layer for half a minute.
+    LowerLayer,
+    /// There is no smaller layer, or the viewer chose this one: its backlog is dropped, and a keyframe comes.
+    Keyframe,
+    /// Neither helped: the player connects anew, with empty buffers.
+    Restart,
+}
+
+impl GuardStep {
+    /// Name in the API and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LowerLayer => "lower_layer",
+            Self::Keyframe => "keyframe",
+            Self::Restart => "restart",
+        }
+    }
 }
 
 /// Why a session ended; the text is part of the API.
@@ -326,6 +364,8 @@ pub struct Counters {
     pub estimate_bps: Option<u64>,
     /// Changes from one layer to another.
     pub layer_switches: u64,
+    /// Steps taken against pictures that come ever later, see [`GuardStep`].
+    pub guard_steps: u64,
 }
 
 /// A picture whose last packet was given out: measure when it reaches the kernel.
@@ -363,6 +403,10 @@ pub struct Peer {
     audio: Option<Outgoing>,
     pacer: Pacer,
     layers: Layers,
+    /// When something was last done against pictures that come ever later.
+    guarded_at: Option<Instant>,
+    /// Since when the oldest queued picture has been older than [`BACKLOG_BEHIND`].
+    backlog_since: Option<Instant>,
     /// RTP timestamp of the picture that was queued last.
     last_timestamp: Option<u32>,
     /// What sound takes of the network, bits per second.
@@ -493,6 +537,8 @@ impl Peer {
             audio: None,
             pacer: Pacer::new(),
             layers: Layers::default(),
+            guarded_at: None,
+            backlog_since: None,
             last_timestamp: None,
             audio_bps: 0.0,
             channel: None,
@@ -847,6 +893,13 @@ impl Peer {
             self.events.push_back(PeerEvent::Layer(self.layers.usage()));
         }
         if taken {
+            let waits = self.pacer.backlog_age(now);
+            if waits < BACKLOG_BEHIND {
+                self.backlog_since = None;
+            } else if now.saturating_duration_since(*self.backlog_since.get_or_insert(now)) >= BACKLOG_BEHIND_FOR {
+                self.backlog_since = None;
+                self.on_behind(now, waits, false);
+            }
             self.offer_unit(now, unit);
             self.advance(now)?;
         }
@@ -1044,12 +1097,35 @@ impl Peer {
             Some(FromPage::Layer { rid }) => {
                 let _ = self.choose_layer(now, rid.as_deref());
             }
+            Some(FromPage::Behind { ms, restart }) if (1.0..=60_000.0).contains(&ms) => {
+                self.on_behind(now, Duration::from_secs_f64(ms / 1000.0), restart);
+            }
             // Over a whole interval of the slowest display is no phase but a mistake.
             Some(FromPage::Phase { later_ms }) if (0.0..=50.0).contains(&later_ms) => {
                 self.events.push_back(PeerEvent::CaptureLater(Duration::from_secs_f64(later_ms / 1000.0)));
             }
             _ => {}
         }
+    }
+
+    fn on_behind(&mut self, now: Instant, by: Duration, restart: bool) {
+        // A page that says so all the time changes nothing more often than one that waits for what came of it.
+        if self.guarded_at.is_some_and(|at| now.saturating_duration_since(at) < GUARD_INTERVAL) {
+            return;
+        }
+        self.guarded_at = Some(now);
+        let step = if restart {
+            GuardStep::Restart
+        } else if self.layers.fell_behind(now) {
+            self.look_at_layers(now);
+            GuardStep::LowerLayer
+        } else {
+            self.counters.dropped_backlog += self.pacer.drop_backlog();
+            self.ask_keyframe_once();
+            GuardStep::Keyframe
+        };
+        self.counters.guard_steps += 1;
+        self.events.push_back(PeerEvent::FellBehind { step, by });
     }
 
     /// `Checking` is the beginning, a restart, or the time after the last pair died while others are still being tried. None of

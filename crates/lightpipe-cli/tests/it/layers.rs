@@ -72,3 +72,29 @@ async fn the_players_menu_changes_the_picture_and_not_the_session() {
     until("four changes of one session", PATIENCE, switches);
     browser.close().await.unwrap();
 }
+
+/// A buffer in the browser that grew and stays: first a smaller layer, then a keyframe, at last empty buffers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_player_that_falls_behind_gets_less_and_then_begins_anew() {
+    let _machine = quiet().await;
+    // By default a receiver may not buffer as much as this in the first place.
+    let server = serve(&["pattern"]).size(640, 360).env("LIGHTPIPE_WEBRTC_PLAYOUT_DELAY_MAX_MS", "2000").start();
+    let browser = chromium().await;
+    let page = watch(&browser, &server, "pattern").await;
+    page.wait_until(&format!("{PLAYER}.stats.latency_ms.p50 !== null"), PATIENCE).await.unwrap();
+    let from = server.next_seq();
+    let hold = format!(
+        "void ({PLAYER}.peerConnection.getReceivers().find((r) => r.track.kind === 'video').jitterBufferTarget = 700)"
+    );
+    page.evaluate(&hold).await.unwrap();
+    until("all three steps", PATIENCE, || {
+        let events = server.events(from);
+        let steps: Vec<&str> =
+            events.iter().filter(|e| e["event"] == "fell_behind").filter_map(|e| e["step"].as_str()).collect();
+        (steps == ["lower_layer", "keyframe", "restart"]).then_some(())
+    });
+    page.wait_until(&format!("{PLAYER}.state.state === 'playing' && {PLAYER}.stats.latency_ms.p50 < 300"), PATIENCE)
+        .await
+        .unwrap();
+    browser.close().await.unwrap();
+}

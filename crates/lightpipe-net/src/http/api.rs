@@ -154,6 +154,7 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                 "layer": peer.layer,
                 "chosen_layer": peer.chosen_layer,
                 "layer_switches": c.layer_switches,
+                "guard_steps": c.guard_steps,
                 "estimate_bps": c.estimate_bps,
                 "sent_bytes": c.sent_bytes,
                 "sent_packets": c.sent_packets,
@@ -213,6 +214,9 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                     "retry_in_ms": retry_in.as_millis() as u64,
                 }),
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
+                EventKind::FellBehind { peer, step, by } => {
+                    json!({ "peer": public_part(peer), "step": step, "by_ms": by.as_secs_f64() * 1000.0 })
+                }
                 EventKind::PeerConnected { peer, took } => {
                     json!({ "peer": public_part(peer), "took_ms": took.as_secs_f64() * 1000.0 })
                 }

@@ -224,6 +224,7 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
             "Received datagrams from addresses that passed no connectivity check, or for nobody.",
             &c.datagrams_unknown,
         ),
+        ("lightpipe_guard_steps_total", "Steps taken against pictures that viewers show ever later.", &c.guard_steps),
         (
             "lightpipe_datagrams_handed_over_total",
             "Datagrams that reached another media thread's socket.",

@@ -91,6 +91,8 @@ pub struct EngineCounters {
     pub datagrams_received: AtomicU64,
     /// Received datagrams that belonged to nobody.
     pub datagrams_unknown: AtomicU64,
+    /// Steps taken against pictures that viewers show ever later.
+    pub guard_steps: AtomicU64,
     /// Datagrams handed to another media thread.
     pub datagrams_handed_over: AtomicU64,
     /// Peers that connected.

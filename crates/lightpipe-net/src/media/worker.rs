@@ -576,6 +576,15 @@ impl Worker {
             }
             PeerEvent::Layer(usage) => self.change_layer(key, *usage),
             PeerEvent::Estimate(_) => self.pass_on_estimates(key),
+            PeerEvent::FellBehind { step, by } => {
+                EngineCounters::add(&self.shared.table.counters.guard_steps, 1);
+                if let Some(slot) = self.peers.get(&key) {
+                    let (stream, peer) = (slot.viewer.stream.name(), slot.viewer.id.clone());
+                    info!(target: "events::fell_behind", peer = public_part(&peer), stream, step = step.as_str(), by_ms = by.as_millis() as u64);
+                    let kind = EventKind::FellBehind { peer, step: step.as_str(), by: *by };
+                    self.shared.events.push(self.shared.clock.at(Instant::now()), stream, kind);
+                }
+            }
             // Several displays have several phases; the picture can follow one.
             PeerEvent::CaptureLater(by) => {
                 if let Some(slot) = self.peers.get(&key)
