@@ -5,6 +5,10 @@ import { DASH, bitrate, byId, getJson, h, number, resolution, setText, whileVisi
 const CAMERA = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
 /** What a voice filter would do to music and to everything that is not a voice; one can ask for it at the sound card. */
 const MICROPHONE = { echoCancellation: true, noiseSuppression: false, autoGainControl: false };
+/** The same picture in three sizes (RFC 8853): viewers get what their networks carry. A browser whose own carries less leaves the first ones out. */
+const LAYERS = [{ rid: 'f' }, { rid: 'h', scaleResolutionDownBy: 2 }, { rid: 'q', scaleResolutionDownBy: 4 }];
+/** Three encoders of these would be too much for most machines. */
+const ONE_SIZE_ONLY = ['VP9', 'AV1'];
 const STATS_MS = 1000;
 const BACKOFF_FIRST_MS = 500;
 const BACKOFF_MAX_MS = 10_000;
@@ -16,6 +20,7 @@ const endpoint = new URL(`/whip/${encodeURIComponent(name)}`, location.href).hre
 const pickVideo = /** @type {HTMLSelectElement} */ (byId('video'));
 const pickAudio = /** @type {HTMLSelectElement} */ (byId('audio'));
 const pickCodec = /** @type {HTMLSelectElement} */ (byId('codec'));
+const pickSizes = /** @type {HTMLSelectElement} */ (byId('sizes'));
 const token = /** @type {HTMLInputElement} */ (byId('token'));
 const preview = /** @type {HTMLVideoElement} */ (byId('preview'));
 const go = /** @type {HTMLButtonElement} */ (byId('go'));
@@ -30,7 +35,7 @@ setText(byId('title'), name);
 document.title = `Publish ${name} · lightpipe`;
 /** @type {HTMLAnchorElement} */ (byId('watch')).href = `/watch/${encodeURIComponent(name)}`;
 
-const facts = Object.fromEntries(['Picture', 'Frames', 'Bitrate', 'Sound', 'Loss', 'Round trip', 'Received', 'Viewers'].map((label) => {
+const facts = Object.fromEntries(['Picture', 'Sizes', 'Frames', 'Bitrate', 'Sound', 'Loss', 'Round trip', 'Received', 'Viewers'].map((label) => {
   const value = h('dd', {}, DASH);
   byId('facts').append(h('div', {}, h('dt', {}, label), value));
   return [label, value];
@@ -68,12 +73,12 @@ class Session {
     setTimeout(() => { if (!this.#closed && this.pc.connectionState !== 'connected') lost('The connection took too long.'); }, CONNECT_MS);
   }
 
-  /** @param {MediaStream} from @param {string} codec */
-  async open(from, codec) {
+  /** @param {MediaStream} from @param {string} codec @param {boolean} layered */
+  async open(from, codec, layered) {
     for (const kind of /** @type {const} */ (['video', 'audio'])) {
       const [track] = from.getTracks().filter((t) => t.kind === kind);
       if (!track) continue;
-      const sender = this.pc.addTransceiver(track, { direction: 'sendonly', streams: [from] });
+      const sender = this.#add(track, from, kind === 'video' && layered);
       if (kind === 'video' && codec) {
         const all = RTCRtpSender.getCapabilities('video')?.codecs ?? [];
         const first = all.filter((c) => c.mimeType === `video/${codec}`);
@@ -95,6 +100,17 @@ class Session {
     await this.pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
   }
 
+  /** @param {MediaStreamTrack} track @param {MediaStream} from @param {boolean} layered */
+  #add(track, from, layered) {
+    const one = /** @type {RTCRtpTransceiverInit} */ ({ direction: 'sendonly', streams: [from] });
+    if (!layered) return this.pc.addTransceiver(track, one);
+    try {
+      return this.pc.addTransceiver(track, { ...one, sendEncodings: LAYERS });
+    } catch {
+      return this.pc.addTransceiver(track, one); // this browser sends one size
+    }
+  }
+
   /** Never fatal: the server learns our address from our checks anyway. @param {RTCIceCandidate[]} gathered @param {boolean} ended */
   async #trickle(gathered, ended) {
     const sdp = this.pc.localDescription?.sdp;
@@ -110,15 +126,19 @@ class Session {
   /** Numbers of the last second. */
   async stats() {
     const reports = [...(await this.pc.getStats()).values()];
-    const out = (/** @type {string} */ kind) => reports.find((r) => r.type === 'outbound-rtp' && r.kind === kind);
+    const out = (/** @type {string} */ kind) => reports.filter((r) => r.type === 'outbound-rtp' && r.kind === kind);
+    const sum = (/** @type {any[]} */ of, /** @type {string} */ key) => of.reduce((all, r) => all + (r[key] ?? 0), 0);
+    // One report for each size; those that are left out at present have no frame rate.
+    const layers = out('video').filter((r) => r.frameWidth && (r.framesPerSecond || !r.rid)).sort((a, b) => b.frameWidth - a.frameWidth);
     const back = reports.find((r) => r.type === 'remote-inbound-rtp' && r.kind === 'video') ?? reports.find((r) => r.type === 'remote-inbound-rtp');
-    const now = { at: performance.now(), video: out('video')?.bytesSent ?? 0, audio: out('audio')?.bytesSent ?? 0, frames: out('video')?.framesEncoded ?? 0 };
+    const now = { at: performance.now(), video: sum(out('video'), 'bytesSent'), audio: sum(out('audio'), 'bytesSent'), frames: Math.max(0, ...out('video').map((r) => r.framesEncoded ?? 0)) };
     const seconds = (now.at - this.#before.at) / 1000;
     const rate = (/** @type {'video'|'audio'|'frames'} */ key) => (this.#before.at ? (now[key] - this.#before[key]) / seconds : null);
     const [video, audio, frames] = [rate('video'), rate('audio'), rate('frames')];
     this.#before = now;
     return {
-      width: out('video')?.frameWidth ?? null, height: out('video')?.frameHeight ?? null,
+      width: layers[0]?.frameWidth ?? null, height: layers[0]?.frameHeight ?? null,
+      sizes: layers.map((r) => resolution(r.frameWidth, r.frameHeight)),
       videoBps: video === null ? null : video * 8, audioBps: audio === null ? null : audio * 8, fps: frames,
       loss: back?.fractionLost ?? null, rttMs: back?.roundTripTime === undefined ? null : back.roundTripTime * 1000,
     };
@@ -223,7 +243,7 @@ async function connect() {
     (why) => { if (session === mine) again(why); },
   ));
   try {
-    await mine.open(media, pickCodec.value);
+    await mine.open(media, pickCodec.value, pickSizes.value !== '1' && !ONE_SIZE_ONLY.includes(pickCodec.value));
   } catch (error) {
     if (session !== mine) return;
     if (error instanceof Refused && !error.retry) { stop(); complain(error.message); show('failed', 'Refused'); } else again(/** @type {Error} */ (error).message);
@@ -275,7 +295,8 @@ const sendable = new Set((RTCRtpSender.getCapabilities?.('video')?.codecs ?? [])
 for (const option of sendable.size ? [...pickCodec.options] : []) {
   if (option.value && !sendable.has(`video/${option.value}`)) option.remove();
 }
-pickCodec.addEventListener('change', () => { if (wanted) void connect(); });
+for (const select of [pickCodec, pickSizes]) select.addEventListener('change', () => { if (wanted) void connect(); });
+pickCodec.addEventListener('change', () => { pickSizes.disabled = ONE_SIZE_ONLY.includes(pickCodec.value); });
 addEventListener('pagehide', () => session?.close());
 
 setInterval(async () => {
@@ -283,6 +304,7 @@ setInterval(async () => {
   const stats = await session.stats().catch(() => null);
   if (!stats) return;
   setText(facts.Picture, resolution(stats.width, stats.height));
+  setText(facts.Sizes, stats.sizes.join(', ') || DASH);
   setText(facts.Frames, stats.fps === null ? DASH : `${number(stats.fps)} fps`);
   setText(facts.Bitrate, bitrate(stats.videoBps));
   setText(facts.Sound, bitrate(stats.audioBps));

@@ -328,6 +328,11 @@ impl Stream {
         }
     }
 
+    /// Producer side: a layer became another than it was told to be; its name stays.
+    pub fn update_layer(&self, layer: SimulcastLayer) {
+        self.set_layer(Some(layer));
+    }
+
     /// What this is in a ladder, if it is in one.
     pub fn layer(&self) -> Option<SimulcastLayer> {
         self.layer.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -131,11 +131,32 @@ impl Inbound {
         }
     }
 
+    /// Whether a packet of this SSRC would begin another stream than the one so far.
+    pub(crate) fn changes_source(&self, ssrc: Ssrc) -> bool {
+        self.ssrc.is_some_and(|current| current != ssrc)
+    }
+
+    /// Where its packets come from; none before the first.
+    pub(crate) const fn ssrc(&self) -> Option<Ssrc> {
+        self.ssrc
+    }
+
+    /// The line that it came on.
+    pub(crate) const fn mid(&self) -> Mid {
+        self.mid
+    }
+
+    /// Size of the last keyframe.
+    pub(crate) const fn size(&self) -> Option<Size> {
+        self.size
+    }
+
     /// Takes a packet of this track.
     pub(crate) fn push(&mut self, now: Instant, packet: RtpPacket) {
         if self.ssrc != Some(packet.header.ssrc) {
             // Another stream on the same line: its sequence numbers and pictures have nothing to do with the old ones.
             if self.ssrc.replace(packet.header.ssrc).is_some() {
+                self.counters.ssrc_changes += 1;
                 self.waiting.clear();
                 self.next_seq_no = None;
                 self.collect.reset();

@@ -13,6 +13,7 @@ mod pacer;
 mod peer;
 mod publisher;
 pub mod receiver;
+mod simulcast;
 
 pub use layers::{LayerState, LayerUse};
 pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
@@ -20,7 +21,8 @@ pub use peer::{
     Counters, Credentials, DisconnectCause, GuardStep, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent,
     Sent, Tracks,
 };
-pub use publisher::{Offered, Published, Publisher};
+pub use publisher::{Offered, Published, Publisher, ReceivedLayer};
+pub use simulcast::MAX_LAYERS;
 
 /// Does the costly first-time work of the cryptography (37 ms CPU at the first random number, measured) at a
 /// moment of the caller's choice instead of inside the first viewer's handshake.

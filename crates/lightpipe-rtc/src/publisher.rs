@@ -7,17 +7,18 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
-use lightpipe_media::{AccessUnit, ArrivalClock, AudioPacket, MediaTime, Stages, TrackClock, VideoCodec};
+use lightpipe_media::{AccessUnit, ArrivalClock, AudioPacket, MediaTime, Size, Stages, TrackClock, VideoCodec};
 use str0m::change::SdpPendingOffer;
-use str0m::media::{Direction, MediaKind, Mid};
+use str0m::media::{Direction, MediaKind, Mid, Rid};
 use str0m::net::{Protocol, Receive};
-use str0m::rtp::RtpPacket;
+use str0m::rtp::{RtpPacket, Ssrc};
 use str0m::{IceConnectionState, IceCreds, Rtc, RtcConfig};
 
 use crate::inbound::Inbound;
 use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError};
 use crate::peer::{Credentials, DisconnectCause, Output, PeerConfig, PeerError, PeerEvent, SERVER_SILENCE};
 use crate::receiver::ReceiverCounters;
+use crate::{demux, simulcast};
 
 /// Time for connectivity checks to find a path: of a new session, and after an ICE restart.
 const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -38,18 +39,37 @@ const MAX_AUDIO: usize = 64;
 #[derive(Debug, Clone)]
 pub enum Published {
     /// One picture.
-    Picture(Arc<AccessUnit>),
+    Picture {
+        /// Which of [`Offered::layers`] it is of; 0 where there are none.
+        layer: usize,
+        /// The picture.
+        unit: Arc<AccessUnit>,
+    },
     /// One frame of sound.
     Sound(Arc<AudioPacket>),
 }
 
 /// What a publisher offered and we took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offered {
     /// Codec of its pictures.
     pub video: Option<VideoCodec>,
     /// It has sound, in Opus.
     pub audio: bool,
+    /// RIDs of its simulcast layers, at most [`crate::MAX_LAYERS`], the one that it prefers first; empty where the pictures come in one
+    /// size.
+    pub layers: Vec<String>,
+}
+
+/// What came of one encoding of a publisher's pictures.
+#[derive(Debug, Clone)]
+pub struct ReceivedLayer {
+    /// Its RID; none where there is no simulcast.
+    pub rid: Option<String>,
+    /// Size of its last keyframe.
+    pub size: Option<Size>,
+    /// What was counted.
+    pub counters: ReceiverCounters,
 }
 
 /// One peer connection that receives pictures and sound. Same calling contract as [`crate::Peer`]; take what it published with [`Self::take`].
@@ -60,9 +80,11 @@ pub struct Publisher {
     pending: Option<SdpPendingOffer>,
     offer: String,
     offered: Offered,
-    video: Option<(Inbound, TrackClock)>,
+    /// One for each layer, as in `offered`; one where there is no simulcast.
+    video: Vec<Video>,
     audio: Option<Sound>,
     wall: ArrivalClock,
+    unknown_packets: u64,
     candidates: usize,
     created: Instant,
     connected: bool,
@@ -74,6 +96,13 @@ pub struct Publisher {
     closed: bool,
     events: VecDeque<PeerEvent>,
     published: VecDeque<Published>,
+}
+
+/// One encoding of the pictures, with its own SSRC, sequence numbers, retransmissions and RTP clock (RFC 8853 §6.1).
+struct Video {
+    rid: Option<Rid>,
+    inbound: Inbound,
+    clock: TrackClock,
 }
 
 struct Sound {
@@ -98,6 +127,7 @@ impl Publisher {
         prefer: Option<VideoCodec>,
         now: Instant,
     ) -> Result<(Self, String), PeerError> {
+        let offer = &simulcast::with_our_layers(offer)?;
         let parsed = negotiate::parse_offer(offer)?;
         let codec = negotiate::published_codec(offer, prefer);
         // One codec only: the stream's viewers are told it before the first packet comes.
@@ -105,8 +135,8 @@ impl Publisher {
         let mut publisher = Self::new(rtc_config(&config, &codecs), config, now);
         let answer = publisher.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
         let answer = answer.to_sdp_string();
-        publisher.open_lines(&negotiate::mids_of(&answer), codec);
-        if publisher.video.is_none() && publisher.audio.is_none() {
+        publisher.open_lines(&negotiate::mids_of(&answer), codec, offer);
+        if publisher.video.is_empty() && publisher.audio.is_none() {
             return Err(OfferError::NothingPublished { offered: negotiate::offered_video_codecs(offer) }.into());
         }
         publisher.candidates = offer.matches("a=candidate:").count();
@@ -137,8 +167,8 @@ impl Publisher {
         self.server_heard = Some(now);
         self.candidates = answer.matches("a=candidate:").count();
         let mids = negotiate::mids_of(&self.offer);
-        self.open_lines(&mids, negotiate::published_codec(answer, None));
-        if self.video.is_none() && self.audio.is_none() {
+        self.open_lines(&mids, negotiate::published_codec(answer, None), "");
+        if self.video.is_empty() && self.audio.is_none() {
             return Err(AnswerError::NothingTaken.into());
         }
         Ok(())
@@ -153,10 +183,11 @@ impl Publisher {
             config,
             pending: None,
             offer: String::new(),
-            offered: Offered { video: None, audio: false },
-            video: None,
+            offered: Offered::default(),
+            video: Vec::new(),
             audio: None,
             wall: ArrivalClock::default(),
+            unknown_packets: 0,
             created: now,
             connected: false,
             server_heard: None,
@@ -169,8 +200,8 @@ impl Publisher {
         }
     }
 
-    /// Finds the lines on which we receive, once both sides have agreed.
-    fn open_lines(&mut self, mids: &[Mid], codec: Option<VideoCodec>) {
+    /// Finds the lines on which we receive, once both sides have agreed. `offer` is the other side's, where that says the layers.
+    fn open_lines(&mut self, mids: &[Mid], codec: Option<VideoCodec>, offer: &str) {
         let receiving = |kind: MediaKind| {
             mids.iter().copied().find(|mid| {
                 self.rtc
@@ -180,20 +211,40 @@ impl Publisher {
         };
         let video = codec.and_then(|codec| Some((codec, receiving(MediaKind::Video)?)));
         let audio = receiving(MediaKind::Audio);
-        self.offered = Offered { video: video.map(|(codec, _)| codec), audio: audio.is_some() };
-        self.video = video.map(|(codec, mid)| (Inbound::new(mid, codec), TrackClock::new(VIDEO_CLOCK_RATE_HZ)));
+        let layers = video.map(|(_, mid)| simulcast::layers_of(offer, &mid)).unwrap_or_default();
+        let rids = layers.iter().map(|rid| Some(Rid::from(rid.as_str()))).chain(layers.is_empty().then_some(None));
+        self.video = video.map_or_else(Vec::new, |(codec, mid)| {
+            let video = |rid| Video { rid, inbound: Inbound::new(mid, codec), clock: video_clock() };
+            rids.map(video).collect()
+        });
         self.audio =
             audio.map(|mid| Sound { mid, clock: TrackClock::new(SAMPLE_RATE_HZ), next_seq_no: None, last: None });
+        self.offered = Offered { video: video.map(|(codec, _)| codec), audio: audio.is_some(), layers };
     }
 
     /// What it publishes.
-    pub const fn offered(&self) -> Offered {
-        self.offered
+    pub const fn offered(&self) -> &Offered {
+        &self.offered
     }
 
-    /// What its video track counted.
+    /// What its video track counted, all layers together.
     pub fn counters(&self) -> ReceiverCounters {
-        self.video.as_ref().map(|(inbound, _)| inbound.counters).unwrap_or_default()
+        let mut all = ReceiverCounters { unknown_packets: self.unknown_packets, ..ReceiverCounters::default() };
+        for video in &self.video {
+            all += video.inbound.counters;
+        }
+        all
+    }
+
+    /// The same of each layer, as in [`Offered::layers`].
+    pub fn received(&self) -> Vec<ReceivedLayer> {
+        let rids = self.offered.layers.iter().cloned().map(Some).chain(std::iter::repeat(None));
+        let layer = |(video, rid): (&Video, _)| ReceivedLayer {
+            rid,
+            size: video.inbound.size(),
+            counters: video.inbound.counters,
+        };
+        self.video.iter().zip(rids).map(layer).collect()
     }
 
     /// Whether ICE and DTLS are done.
@@ -201,9 +252,9 @@ impl Publisher {
         self.connected
     }
 
-    /// Asks the publisher for a keyframe.
-    pub fn request_keyframe(&mut self, now: Instant) {
-        if let Some((inbound, _)) = &mut self.video {
+    /// Asks the publisher for a keyframe of one of [`Offered::layers`], and of no other; 0 where there are none.
+    pub fn request_keyframe(&mut self, layer: usize, now: Instant) {
+        if let Some(Video { inbound, .. }) = self.video.get_mut(layer) {
             inbound.want_keyframe();
             inbound.send_request(now, &mut self.rtc);
         }
@@ -268,8 +319,24 @@ impl Publisher {
         }
         self.server_heard = self.server_heard.map(|_| now);
         self.engine(|rtc| rtc.handle_input(input))?;
+        if demux::rtp_ssrc(payload).is_some_and(|ssrc| !self.knows(ssrc.into())) {
+            self.unknown_packets += 1;
+        }
         self.check_limits(now);
         Ok(())
+    }
+
+    /// Whether an SSRC is of a stream that was agreed, or repairs one.
+    fn knows(&mut self, ssrc: Ssrc) -> bool {
+        let mut direct = self.rtc.direct_api();
+        // The engine's own use of it: bandwidth probes before there is media.
+        ssrc.is_probe()
+            || direct.stream_rx(&ssrc).is_some()
+            || self
+                .video
+                .iter()
+                .filter_map(|video| video.inbound.ssrc())
+                .any(|main| direct.stream_rx(&main).is_some_and(|stream| stream.rtx() == Some(ssrc)))
     }
 
     /// Time has come.
@@ -277,7 +344,7 @@ impl Publisher {
         if self.closed {
             return Ok(());
         }
-        if let Some((inbound, _)) = &mut self.video {
+        for Video { inbound, .. } in &mut self.video {
             inbound.release(now);
             inbound.send_request(now, &mut self.rtc);
         }
@@ -315,7 +382,7 @@ impl Publisher {
                         self.finish(cause);
                         continue;
                     }
-                    let gap = self.video.as_ref().and_then(|(inbound, _)| inbound.wake_at());
+                    let gap = self.video.iter().filter_map(|video| video.inbound.wake_at()).min();
                     let limits = [gap, self.closing.map(|(_, limit)| limit), self.path_ends()];
                     let connect = (!self.connected && self.pending.is_none()).then(|| self.created + ICE_CONNECT_LIMIT);
                     return Output::WakeAt(limits.into_iter().flatten().chain(connect).fold(at, Instant::min));
@@ -386,12 +453,13 @@ impl Publisher {
     }
 
     fn on_packet(&mut self, now: Instant, packet: RtpPacket) {
-        let mid = self.rtc.direct_api().stream_rx(&packet.header.ssrc).map(|stream| stream.mid());
+        let stream = self.rtc.direct_api().stream_rx(&packet.header.ssrc).map(|stream| (stream.mid(), stream.rid()));
+        let Some((mid, rid)) = stream else { return };
         let report = packet.last_sender_info.and_then(|info| {
             let wall = info.ntp_time.duration_since(UNIX_EPOCH).ok()?;
             Some((info.rtp_time.numer(), i64::try_from(wall.as_micros()).ok()?))
         });
-        if let Some(sound) = self.audio.as_mut().filter(|sound| Some(sound.mid) == mid) {
+        if let Some(sound) = self.audio.as_mut().filter(|sound| sound.mid == mid) {
             // Late is lost: what comes after it was given out already.
             let seq_no = *packet.seq_no;
             if packet.payload.is_empty() || sound.next_seq_no.is_some_and(|next| seq_no < next) {
@@ -417,30 +485,43 @@ impl Publisher {
             }
             return;
         }
-        if let Some((inbound, clock)) = self.video.as_mut().filter(|_| mid.is_some()) {
-            if let Some((rtp, wall)) = report {
-                clock.report(rtp, wall);
+        // Where there is no simulcast a RID says nothing: some write it all the same.
+        let of_packet = |video: &&mut Video| video.inbound.mid() == mid && (video.rid.is_none() || video.rid == rid);
+        if let Some(video) = self.video.iter_mut().find(of_packet) {
+            if video.inbound.changes_source(packet.header.ssrc) {
+                // RFC 3550 §5.1: its timestamps start anywhere.
+                video.clock = video_clock();
             }
-            inbound.push(now, packet);
-            inbound.send_request(now, &mut self.rtc);
+            if let Some((rtp, wall)) = report {
+                video.clock.report(rtp, wall);
+            }
+            video.inbound.push(now, packet);
+            video.inbound.send_request(now, &mut self.rtc);
             self.give_out(now);
         }
     }
 
     fn give_out(&mut self, now: Instant) {
-        let (Some((inbound, clock)), Some(codec)) = (&mut self.video, self.offered.video) else { return };
-        while let Some(picture) = inbound.pictures.pop_front() {
-            let Some(size) = picture.size else { continue };
-            let media_clock = &self.config.clock;
-            let captured = clock.capture(picture.rtp_time, media_clock.at(picture.began), &mut self.wall);
-            let stages = Stages::all_at(media_clock.at(now).max(captured));
-            let mut unit = AccessUnit::new(codec, picture.data, captured, picture.keyframe, size, stages);
-            if let Some(payloads) = picture.payloads {
-                unit = unit.with_payloads(payloads);
+        let Some(codec) = self.offered.video else { return };
+        for (layer, video) in self.video.iter_mut().enumerate() {
+            while let Some(picture) = video.inbound.pictures.pop_front() {
+                let Some(size) = picture.size else { continue };
+                let media_clock = &self.config.clock;
+                // The layers' clocks agree with each other, as those of pictures and sound do: by what they share.
+                let captured = video.clock.capture(picture.rtp_time, media_clock.at(picture.began), &mut self.wall);
+                let stages = Stages::all_at(media_clock.at(now).max(captured));
+                let mut unit = AccessUnit::new(codec, picture.data, captured, picture.keyframe, size, stages);
+                if let Some(payloads) = picture.payloads {
+                    unit = unit.with_payloads(payloads);
+                }
+                self.published.push_back(Published::Picture { layer, unit: Arc::new(unit) });
             }
-            self.published.push_back(Published::Picture(Arc::new(unit)));
         }
     }
+}
+
+const fn video_clock() -> TrackClock {
+    TrackClock::new(VIDEO_CLOCK_RATE_HZ)
 }
 
 /// The engine for pictures of these codecs, and sound.

@@ -59,6 +59,33 @@ pub struct ReceiverCounters {
     pub undecodable: u64,
     /// Keyframe requests sent.
     pub keyframe_requests: u64,
+    /// How often another SSRC took the track's place.
+    pub ssrc_changes: u64,
+    /// RTP packets that belong to nothing that was agreed: of another RID, or of none where there are layers. Not counted in `packets`.
+    pub unknown_packets: u64,
+}
+
+impl std::ops::AddAssign for ReceiverCounters {
+    fn add_assign(&mut self, other: Self) {
+        let Self {
+            packets,
+            bytes,
+            pictures,
+            lost_packets,
+            undecodable,
+            keyframe_requests,
+            ssrc_changes,
+            unknown_packets,
+        } = other;
+        self.packets += packets;
+        self.bytes += bytes;
+        self.pictures += pictures;
+        self.lost_packets += lost_packets;
+        self.undecodable += undecodable;
+        self.keyframe_requests += keyframe_requests;
+        self.ssrc_changes += ssrc_changes;
+        self.unknown_packets += unknown_packets;
+    }
 }
 
 /// A receiving peer connection. Same calling contract as [`crate::Peer`]; events carry no media, take

@@ -544,7 +544,9 @@ fn nut_seeds() -> Vec<Vec<u8>> {
 }
 
 fn offer_seeds() -> Vec<Vec<u8>> {
-    vec![OFFER.into(), OFFER.replace("\r\n", "\n").into(), OFFER.replace("102", "45").into()]
+    let layers = "a=rid:f send\r\na=rid:h send max-width=640\r\na=rid:q send pt=102\r\na=simulcast:send f,h;~q\r\na=recvonly\r\n";
+    let simulcast = OFFER.replacen("a=recvonly\r\n", layers, 1);
+    vec![OFFER.into(), OFFER.replace("\r\n", "\n").into(), OFFER.replace("102", "45").into(), simulcast.into()]
 }
 
 fn candidate_seeds() -> Vec<Vec<u8>> {

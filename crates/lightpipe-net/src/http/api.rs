@@ -10,11 +10,12 @@ use axum::http::StatusCode;
 use lightpipe_media::stream::{Health, StreamStats};
 use lightpipe_media::{EventKind, MediaTime, Stream, VideoCodec};
 use lightpipe_rtc::control::Percentiles;
+use lightpipe_rtc::receiver::ReceiverCounters;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
-use crate::media::public_part;
+use crate::media::{IncomingLayer, public_part};
 
 pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
     let now = app.engine.clock().at(Instant::now());
@@ -140,14 +141,10 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                 "transport": peer.transport.as_str(),
                 "state": if peer.connected { "connected" } else { "connecting" },
                 "role": if peer.received.is_some() { "publisher" } else { "viewer" },
-                "received": peer.received.map(|r| json!({
-                    "packets": r.packets,
-                    "bytes": r.bytes,
-                    "pictures": r.pictures,
-                    "lost_packets": r.lost_packets,
-                    "undecodable": r.undecodable,
-                    "keyframe_requests": r.keyframe_requests,
-                })),
+                "received": peer.received.map(|r| with(received(&r), &json!({
+                    "unknown_packets": r.unknown_packets,
+                    "layers": peer.incoming_layers.iter().map(incoming_layer).collect::<Vec<_>>(),
+                }))),
                 "age_s": peer.created.elapsed().as_secs_f64(),
                 "rtt_ms": c.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 "loss": c.loss,
@@ -170,6 +167,30 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
         })
         .collect();
     Json(json!({ "peers": peers }))
+}
+
+/// What came of a track.
+fn received(counters: &ReceiverCounters) -> Value {
+    json!({
+        "packets": counters.packets,
+        "bytes": counters.bytes,
+        "pictures": counters.pictures,
+        "lost_packets": counters.lost_packets,
+        "undecodable": counters.undecodable,
+        "keyframe_requests": counters.keyframe_requests,
+        "ssrc_changes": counters.ssrc_changes,
+    })
+}
+
+/// One layer of a publisher.
+fn incoming_layer(layer: &IncomingLayer) -> Value {
+    let figures = json!({
+        "rid": layer.rid,
+        "sent": layer.coming,
+        "width": layer.size.map(|size| size.width),
+        "height": layer.size.map(|size| size.height),
+    });
+    with(figures, &received(&layer.received))
 }
 
 /// Our connections to other servers.

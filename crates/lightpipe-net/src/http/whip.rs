@@ -151,7 +151,7 @@ async fn make_way(app: &App, name: &str) -> Result<(), Problem> {
 }
 
 /// The stream that a publisher feeds: the one that waits for it, where its viewers can decode what is offered now, or a new one.
-fn stream_for(app: &App, name: &str, existing: Option<Arc<Stream>>, offered: Offered) -> Result<Arc<Stream>, Problem> {
+fn stream_for(app: &App, name: &str, existing: Option<Arc<Stream>>, offered: &Offered) -> Result<Arc<Stream>, Problem> {
     if let Some(stream) = existing {
         let fits = stream.has_video().then(|| stream.codec()) == offered.video;
         if fits {

@@ -251,7 +251,7 @@ impl MediaEngine {
         &self,
         offer: &str,
         prefer: Option<VideoCodec>,
-        stream_for: impl FnOnce(Offered) -> Result<Arc<Stream>, E>,
+        stream_for: impl FnOnce(&Offered) -> Result<Arc<Stream>, E>,
     ) -> Result<NewSession, E> {
         if self.shared.table.pending() >= MAX_PENDING {
             return Err(ViewerError::Busy.into());
@@ -279,7 +279,7 @@ impl MediaEngine {
     ) -> Result<NewSession, ViewerError> {
         let created = Instant::now();
         let (publisher, answer) = Publisher::answer(self.peer_config(), offer, None, created)?;
-        let Offered { video, audio } = publisher.offered();
+        let Offered { video, audio, .. } = *publisher.offered();
         stream.set_tracks(video, audio);
         Ok(self.take_in_publisher(publisher, answer, Arc::clone(stream), transport, created))
     }
@@ -323,6 +323,7 @@ impl MediaEngine {
                 chosen_layer: None,
                 counters: Counters::default(),
                 received,
+                incoming_layers: Vec::new(),
                 gave: created,
                 send: Histogram::default(),
                 capture_to_sent: Histogram::default(),

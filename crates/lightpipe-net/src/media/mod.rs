@@ -5,6 +5,7 @@
 
 mod engine;
 mod inbox;
+mod incoming;
 mod layers;
 mod publishers;
 mod routes;
@@ -15,4 +16,4 @@ mod worker;
 pub(crate) use engine::random_id;
 pub use engine::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError, interface_addresses};
 pub(crate) use table::public_part;
-pub use table::{EngineCounters, PeerInfo, Transport};
+pub use table::{EngineCounters, IncomingLayer, PeerInfo, Transport};

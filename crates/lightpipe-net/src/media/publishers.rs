@@ -9,14 +9,17 @@ use std::time::Instant;
 
 use lightpipe_media::stream::Health;
 use lightpipe_media::{EventKind, Stream};
-use lightpipe_rtc::{DisconnectCause, Offered, Output, PeerError, PeerEvent, Published, Publisher, demux};
+use lightpipe_rtc::{
+    DisconnectCause, Offered, Output, PeerError, PeerEvent, Published, Publisher, ReceivedLayer, demux,
+};
 use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::engine::Phase;
+use super::incoming::Incoming;
 use super::routes::Registration;
 use super::socket::{MediaSocket, SendRun};
-use super::table::{EngineCounters, public_part};
+use super::table::{EngineCounters, IncomingLayer, public_part};
 use super::worker::Shared;
 
 /// A publisher on its way to its thread.
@@ -41,6 +44,7 @@ impl NewPublisher {
 
 struct Slot {
     new: NewPublisher,
+    incoming: Incoming,
     wake_at: Instant,
     connected: bool,
     /// A picture or sound came.
@@ -82,14 +86,15 @@ impl Publishers {
     /// What an answer brought: its stream learns what will come.
     pub(crate) fn begin(&self, key: u64, shared: &Shared) {
         if let Some(slot) = self.slots.get(&key) {
-            let Offered { video, audio } = slot.new.publisher.offered();
+            let Offered { video, audio, .. } = *slot.new.publisher.offered();
             slot.new.stream.set_tracks(video, audio);
             shared.table.update(key, |info| info.codec = video);
         }
     }
 
     pub(crate) fn add(&mut self, new: NewPublisher) {
-        let slot = Slot { wake_at: new.created, gave: new.created, new, connected: false, live: false };
+        let incoming = Incoming::new(&new.stream, &new.publisher.offered().layers, new.created);
+        let slot = Slot { wake_at: new.created, gave: new.created, new, incoming, connected: false, live: false };
         self.slots.insert(slot.new.key, slot);
     }
 
@@ -110,8 +115,12 @@ impl Publishers {
             let result = call(&mut slot.new.publisher, now);
             slot.drain(now, socket, run, &mut happened);
             slot.publish(now, shared);
-            if slot.connected && slot.new.stream.demand(shared.clock.at(now)).keyframe {
-                slot.new.publisher.request_keyframe(now);
+            let wanted =
+                if slot.connected { slot.incoming.wanted_keyframes(now, shared.clock.at(now)) } else { vec![] };
+            for layer in &wanted {
+                slot.new.publisher.request_keyframe(*layer, now);
+            }
+            if !wanted.is_empty() {
                 slot.drain(now, socket, run, &mut happened);
             }
             run.flush(socket);
@@ -146,10 +155,10 @@ impl Publishers {
 
     /// Takes a publisher off; answers its addresses.
     pub(crate) fn remove(&mut self, key: u64, cause: DisconnectCause, shared: &Shared) -> Vec<SocketAddr> {
-        let Some(Slot { new, .. }) = self.slots.remove(&key) else { return Vec::new() };
+        let Some(Slot { new, incoming, .. }) = self.slots.remove(&key) else { return Vec::new() };
         let stream = new.stream.name();
         info!(target: "events::publisher_disconnected", peer = public_part(&new.id), stream, cause = cause.as_str());
-        new.stream.set_health(Health::Failed(format!("the publisher left: {}", cause.sentence())));
+        incoming.fail(&format!("the publisher left: {}", cause.sentence()));
         shared.events.push(
             shared.clock.at(Instant::now()),
             stream,
@@ -161,11 +170,21 @@ impl Publishers {
         addresses
     }
 
-    /// Once a second: figures for the API.
-    pub(crate) fn report(&self, shared: &Shared) {
-        for (key, slot) in &self.slots {
-            let counters = slot.new.publisher.counters();
-            shared.table.update(*key, |info| (info.received, info.gave) = (Some(counters), slot.gave));
+    /// Once a second: layers that end or have become others, and figures for the API.
+    pub(crate) fn report(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        for (key, slot) in &mut self.slots {
+            slot.incoming.look(now);
+            let publisher = &slot.new.publisher;
+            let layers = publisher.received().into_iter().zip(slot.incoming.coming(now));
+            let layer = |(ReceivedLayer { rid, size, counters }, coming)| {
+                Some(IncomingLayer { rid: rid?, size, coming, received: counters })
+            };
+            let layers: Vec<IncomingLayer> = layers.filter_map(layer).collect();
+            let counters = publisher.counters();
+            shared.table.update(*key, |info| {
+                (info.received, info.gave, info.incoming_layers) = (Some(counters), slot.gave, layers);
+            });
         }
     }
 }
@@ -200,7 +219,7 @@ impl Slot {
                 shared.events.push(at, self.new.stream.name(), EventKind::TrackActive { codec, rid: None });
             }
             match published {
-                Published::Picture(unit) => self.new.stream.publish(&unit),
+                Published::Picture { layer, unit } => self.incoming.publish(now, layer, &unit),
                 Published::Sound(packet) => self.new.stream.publish_audio(&packet, None),
             }
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use lightpipe_media::{Histogram, VideoCodec};
+use lightpipe_media::{Histogram, Size, VideoCodec};
 use lightpipe_rtc::Counters;
 use lightpipe_rtc::receiver::ReceiverCounters;
 
@@ -46,6 +46,19 @@ pub(crate) fn public_part(id: &str) -> &str {
     id.get(..10).unwrap_or(id)
 }
 
+/// One simulcast layer of a publisher.
+#[derive(Debug, Clone)]
+pub struct IncomingLayer {
+    /// Its RID.
+    pub rid: String,
+    /// Size of its last keyframe.
+    pub size: Option<Size>,
+    /// It is sent at present.
+    pub coming: bool,
+    /// What came of it.
+    pub received: ReceiverCounters,
+}
+
 /// One peer, as of the last second.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
@@ -69,6 +82,8 @@ pub struct PeerInfo {
     pub counters: Counters,
     /// What it sent to us, if it publishes.
     pub received: Option<ReceiverCounters>,
+    /// Its simulcast layers, if it publishes with any; the one that it prefers first.
+    pub incoming_layers: Vec<IncomingLayer>,
     /// When it last gave a picture or sound, if it publishes; its offer until then.
     pub gave: Instant,
     /// Encoded to the last packet handed to the kernel.

@@ -76,7 +76,7 @@ impl Session {
             }
         }
         while let Some(published) = self.publisher.take() {
-            self.pictures += u64::from(matches!(published, Published::Picture(_)));
+            self.pictures += u64::from(matches!(published, Published::Picture { .. }));
         }
     }
 

@@ -677,7 +677,7 @@ impl Lab {
             }
             Viewer::Publisher(publisher) => {
                 while let Some(published) = publisher.take() {
-                    let Published::Picture(unit) = published else { continue };
+                    let Published::Picture { unit, .. } = published else { continue };
                     let passed_on = matches!(unit.codec, VideoCodec::Vp9 | VideoCodec::Av1);
                     let age = *now - published_at(&unit.data, passed_on.then(|| unit.rtp_payloads()));
                     // Its own clock's: what the RTP timestamp was is not kept.

@@ -3,6 +3,7 @@
 mod readme;
 #[cfg(target_os = "linux")]
 mod record;
+mod simulcast;
 mod sound;
 mod viewer;
 
