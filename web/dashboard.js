@@ -188,16 +188,25 @@ const COLUMNS = ['Stream', 'State', 'Through', 'Codec', 'Age', 'Round trip', 'Lo
 const codecName = (codec) => (codec === 'h264' ? 'H.264' : codec.toUpperCase());
 
 /**
- * What runs of a stream, in each coding that somebody takes: the coding is named where it is not the stream's own alone.
+ * What runs of a stream, in each coding and layer that somebody takes: the coding is named where it is not the stream's own alone, a layer
+ * where it is not the best alone.
  * @param {any} stream @param {string} health @returns {string[]}
  */
 function encodings(stream, health) {
-  const running = [stream, ...(stream.alternatives ?? [])].filter((encoding) => encoding.fps || encoding.bitrate_bps);
+  const running = [stream, ...(stream.alternatives ?? [])]
+    .flatMap((coding) => (coding.layers?.length ? coding.layers.map((layer) => ({ ...layer, codec: coding.codec, best: layer === coding.layers[0] })) : [coding]))
+    .filter((encoding) => encoding.fps || encoding.bitrate_bps);
   // Zeros of a stream that does not run yet say less than its health does.
   const shown = running.length || health !== 'live' ? running : [stream];
-  const named = shown.some((encoding) => encoding !== stream);
+  const named = shown.some((encoding) => encoding.codec !== stream.codec);
+  const sized = shown.some((encoding) => encoding.best === false);
   return shown.flatMap((encoding) => [
-    `${named && encoding.codec ? `${codecName(encoding.codec)}: ` : ''}${number(encoding.fps)} fps`, bitrate(encoding.bitrate_bps),
+    [
+      named && encoding.codec ? `${codecName(encoding.codec)}:` : '',
+      sized && encoding.height ? `${encoding.height}p` : '',
+      `${number(encoding.fps)} fps`,
+    ].filter(Boolean).join(' '),
+    bitrate(encoding.bitrate_bps),
   ]);
 }
 
@@ -217,7 +226,7 @@ class PeerRow {
       String(peer.stream ?? DASH),
       state.charAt(0).toUpperCase() + state.slice(1),
       TRANSPORTS[peer.transport] ?? String(peer.transport ?? DASH),
-      typeof peer.codec === 'string' ? codecName(peer.codec) : DASH,
+      typeof peer.codec === 'string' ? `${codecName(peer.codec)}${typeof peer.layer === 'string' ? `, ${peer.layer}` : ''}` : DASH,
       duration(peer.age_s),
       milliseconds(peer.rtt_ms),
       // `loss` is a fraction.

@@ -1834,7 +1834,7 @@ class View {
     rows.forEach(([value, label, available], i) => {
       const option = options[i] ?? this.#quality.appendChild(h('option', {}));
       // Only what changed: an open list must not jump.
-      if (option.value !== value) option.value = String(value);
+      if (option.getAttribute('value') !== value) option.setAttribute('value', String(value));
       if (option.textContent !== label) option.textContent = String(label);
       if (option.disabled === available) option.disabled = !available;
     });

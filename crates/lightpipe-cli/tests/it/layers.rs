@@ -60,6 +60,8 @@ async fn the_players_menu_changes_the_picture_and_not_the_session() {
     page.wait_until(&format!("{menu}.options.length >= 3 && !{menu}.hidden"), PATIENCE).await.unwrap();
     let rows = page.evaluate(&format!("[...{menu}.options].map((o) => o.textContent)")).await.unwrap();
     assert_eq!(rows, serde_json::json!(["Auto (360p)", "360p", "180p"]));
+    let shown = page.evaluate(&format!("{menu}.selectedOptions[0].textContent")).await.unwrap();
+    assert_eq!(shown, "Auto (360p)");
     note_gaps(&page).await;
     for (value, width) in [("h", 320), ("f", 640), ("h", 320), ("", 640)] {
         let pick = format!("void ({menu}.value = '{value}', {menu}.dispatchEvent(new Event('change')))");
