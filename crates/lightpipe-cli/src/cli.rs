@@ -262,6 +262,8 @@ pub(crate) enum Bench {
     Latency(LatencyFlags),
     /// Cost per viewer and packet with many native viewers, beside the floor of encryption and system call
     Fanout(FanoutFlags),
+    /// CPU per picture of the best layer alone, of all layers, and with many outlets; no network
+    Ladder(LadderFlags),
     /// Native viewers for a fan-out measurement (started by `bench fanout` in a process of its own)
     #[command(hide = true)]
     Viewers(ViewersFlags),
@@ -342,6 +344,23 @@ pub(crate) struct FanoutFlags {
     /// With bandwidth estimation
     #[arg(long)]
     pub(crate) estimate: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `bench ladder`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LadderFlags {
+    /// Pictures measured
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pictures: u32,
+    /// Columns of the picture
+    #[arg(long, default_value_t = 1280)]
+    pub(crate) width: u32,
+    /// Rows of the picture
+    #[arg(long, default_value_t = 720)]
+    pub(crate) height: u32,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

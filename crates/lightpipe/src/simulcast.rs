@@ -159,7 +159,7 @@ impl SimulcastConfig {
 
     /// The layers of a source whose pictures are of `size` (even), from the best to the least; none where there is one encoding, as
     /// `[video]` says. Layers above the source are left out, and so are those that would show nothing.
-    pub(crate) fn ladder(&self, video: &VideoConfig, size: Size) -> Vec<stream::SimulcastLayer> {
+    pub fn ladder(&self, video: &VideoConfig, size: Size) -> Vec<stream::SimulcastLayer> {
         if !self.enabled {
             return Vec::new();
         }

@@ -4,6 +4,7 @@ mod cpu;
 mod fanout;
 mod floor;
 mod frames;
+mod ladder;
 mod latency;
 mod machine;
 mod viewers;
@@ -18,6 +19,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
     match bench {
         Bench::Latency(flags) => latency::run(flags),
         Bench::Fanout(flags) => fanout::run(flags),
+        Bench::Ladder(flags) => ladder::run(flags),
         Bench::Viewers(flags) => viewers::run(flags),
         Bench::Frames(flags) => frames::run(flags),
     }
