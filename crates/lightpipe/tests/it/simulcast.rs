@@ -1,5 +1,7 @@
 //! A browser publishes its camera in three sizes; each is a layer of its own, whole and at the same times.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
