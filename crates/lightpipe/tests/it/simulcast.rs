@@ -1,6 +1,6 @@
 //! A browser publishes its camera in three sizes; each is a layer of its own, whole and at the same times.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it measured")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
