@@ -6,6 +6,8 @@
 
 pub mod control;
 pub mod demux;
+#[cfg(feature = "rsa")]
+mod dtls;
 mod inbound;
 mod layers;
 mod negotiate;

@@ -122,8 +122,18 @@ impl Identity {
         Self(provider.dtls_provider.generate_certificate().expect("the aws-lc-rs provider generates certificates"))
     }
 
-    pub(crate) fn certificate(&self) -> DtlsCert {
-        self.0.clone()
+    /// A certificate and its private key, both DER, the key in PKCS#8. One with an RSA key works with the feature `rsa` only, and with
+    /// peers that take it.
+    pub const fn from_der(certificate: Vec<u8>, private_key: Vec<u8>) -> Self {
+        Self(DtlsCert { certificate, private_key })
+    }
+
+    /// The engine's settings to begin with: this certificate, and the DTLS that speaks for it.
+    pub(crate) fn engine(&self) -> RtcConfig {
+        let config = Rtc::builder().set_dtls_cert(self.0.clone());
+        #[cfg(feature = "rsa")]
+        let config = config.set_crypto_provider(crate::dtls::provider());
+        config
     }
 }
 
@@ -1243,9 +1253,10 @@ impl Path {
 
 /// The engine for what a stream has to send.
 fn rtc_config(config: &PeerConfig, tracks: Tracks) -> RtcConfig {
-    let mut rtc_config = Rtc::builder()
+    let mut rtc_config = config
+        .identity
+        .engine()
         .set_rtp_mode(true)
-        .set_dtls_cert(config.identity.certificate())
         .set_stats_interval(Some(if config.estimate_bandwidth { ESTIMATE_INTERVAL } else { Duration::from_secs(1) }))
         .set_sctp_max_buffered_amount(64 << 10)
         .set_sctp_max_message_size(64 << 10)

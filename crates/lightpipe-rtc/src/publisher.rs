@@ -526,9 +526,10 @@ const fn video_clock() -> TrackClock {
 
 /// The engine for pictures of these codecs, and sound.
 fn rtc_config(config: &PeerConfig, codecs: &[VideoCodec]) -> RtcConfig {
-    let mut rtc_config = Rtc::builder()
+    let mut rtc_config = config
+        .identity
+        .engine()
         .set_rtp_mode(true)
-        .set_dtls_cert(config.identity.certificate())
         .set_stats_interval(None)
         .clear_codecs()
         .enable_opus(true, false);

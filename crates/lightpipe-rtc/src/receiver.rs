@@ -118,7 +118,7 @@ impl Receiver {
         address: SocketAddr,
         now: Instant,
     ) -> Result<(Self, String), PeerError> {
-        let config = Rtc::builder().set_rtp_mode(true).set_dtls_cert(identity.certificate()).clear_codecs();
+        let config = identity.engine().set_rtp_mode(true).clear_codecs();
         let mut rtc = negotiate::with_codec(config, codec).build(now);
         let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| OfferError::Malformed(e.to_string()))?;
         rtc.add_local_candidate(candidate);
