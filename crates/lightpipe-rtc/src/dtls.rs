@@ -8,7 +8,7 @@ mod libssl;
 
 use std::collections::VecDeque;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use str0m::crypto::dtls::{
@@ -49,23 +49,11 @@ impl DtlsProvider for Provider {
         mtu: Option<usize>,
     ) -> Result<Box<dyn DtlsInstance>, CryptoError> {
         let failed = |failure: Failure| CryptoError::Other(failure.to_string());
-        let context = context(cert).map_err(failed)?;
+        // Making it takes a tenth of our part of a handshake, so nothing is kept.
+        let context = Context::new(&cert.certificate, &cert.private_key).map_err(failed)?;
         let session = Session::new(&context, mtu.unwrap_or(DEFAULT_MTU)).map_err(failed)?;
         Ok(Box::new(Association::new(session, now)))
     }
-}
-
-/// The context of a certificate. A process has one certificate, so the last one is kept.
-fn context(cert: &DtlsCert) -> Result<Arc<Context>, Failure> {
-    static LAST: Mutex<Option<(DtlsCert, Arc<Context>)>> = Mutex::new(None);
-    let same = |known: &DtlsCert| known.certificate == cert.certificate && known.private_key == cert.private_key;
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, context)) = last.as_ref().filter(|(known, _)| same(known)) {
-        return Ok(Arc::clone(context));
-    }
-    let context = Arc::new(Context::new(&cert.certificate, &cert.private_key)?);
-    *last = Some((cert.clone(), Arc::clone(&context)));
-    Ok(context)
 }
 
 /// Something to tell the engine.
@@ -271,5 +259,337 @@ impl DtlsInstance for Association {
         }
         self.state = State::Closed;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    // Associations on a wire of the test's, in virtual time: with each other, and with the DTLS that the engine brings.
+
+    use fastrand::Rng;
+    use rcgen::{
+        CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize,
+    };
+
+    use super::*;
+
+    /// A key of 1024 bits; nothing here makes one.
+    const SHORT_RSA: (&[u8], &[u8]) =
+        (include_bytes!("dtls/testdata/rsa-1024.certificate.der"), include_bytes!("dtls/testdata/rsa-1024.key.der"));
+
+    fn certificate(key: Result<KeyPair, rcgen::Error>) -> DtlsCert {
+        let key = key.unwrap();
+        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        DtlsCert { certificate: certificate.der().to_vec(), private_key: key.serialize_der() }
+    }
+
+    fn p256() -> DtlsCert {
+        certificate(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256))
+    }
+
+    fn rsa(size: RsaKeySize) -> DtlsCert {
+        certificate(KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, size))
+    }
+
+    /// One end, and what it told.
+    struct End {
+        dtls: Box<dyn DtlsInstance>,
+        certificate: Vec<u8>,
+        wake_at: Instant,
+        connected: bool,
+        seen: Option<Vec<u8>>,
+        keys: Option<(Vec<u8>, SrtpProfile)>,
+        data: Vec<Vec<u8>>,
+        closed: bool,
+        failed: bool,
+    }
+
+    impl End {
+        fn new(provider: &dyn DtlsProvider, certificate: &DtlsCert, now: Instant) -> Self {
+            let dtls = provider.new_dtls(certificate, now, DtlsVersion::Dtls12, None).unwrap();
+            let certificate = certificate.certificate.clone();
+            let (seen, keys, data) = (None, None, Vec::new());
+            Self { dtls, certificate, wake_at: now, connected: false, seen, keys, data, closed: false, failed: false }
+        }
+
+        fn ours(certificate: &DtlsCert, now: Instant) -> Self {
+            Self::new(&Provider, certificate, now)
+        }
+
+        fn engines(certificate: &DtlsCert, now: Instant) -> Self {
+            Self::new(str0m::crypto::from_feature_flags().dtls_provider, certificate, now)
+        }
+
+        /// As the engine begins.
+        fn start(&mut self, client: bool, now: Instant) {
+            self.dtls.set_active(client);
+            self.dtls.handle_timeout(now).unwrap();
+            if client {
+                self.dtls.handle_packet(&[]).unwrap();
+            }
+        }
+
+        /// What it has to send.
+        fn poll(&mut self) -> Vec<Vec<u8>> {
+            let (mut out, mut buf) = (Vec::new(), vec![0; 2000]);
+            loop {
+                match self.dtls.poll_output(&mut buf) {
+                    DtlsOutput::Packet(packet) => out.push(packet.to_vec()),
+                    DtlsOutput::Connected => self.connected = true,
+                    DtlsOutput::PeerCert(der) => {
+                        assert!(self.keys.is_none(), "keys of somebody unknown");
+                        self.seen = Some(der.to_vec());
+                    }
+                    DtlsOutput::KeyingMaterial(keys, profile) => self.keys = Some((keys.to_vec(), profile)),
+                    DtlsOutput::ApplicationData(data) => self.data.push(data.to_vec()),
+                    DtlsOutput::CloseNotify => self.closed = true,
+                    DtlsOutput::Timeout(at) => {
+                        self.wake_at = at;
+                        return out;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    /// A client and a server, 10 ms apart.
+    struct Pair {
+        now: Instant,
+        ends: [End; 2],
+        /// Arrival, to whom, what.
+        wire: Vec<(Instant, usize, Vec<u8>)>,
+        sent: usize,
+        /// Which datagram takes a second longer.
+        slow: Option<usize>,
+    }
+
+    impl Pair {
+        /// Nobody begins.
+        fn waiting(now: Instant, client: End, server: End) -> Self {
+            Self { now, ends: [client, server], wire: Vec::new(), sent: 0, slow: None }
+        }
+
+        fn new(now: Instant, client: End, server: End) -> Self {
+            let mut pair = Self::waiting(now, client, server);
+            pair.ends[0].start(true, now);
+            pair.ends[1].start(false, now);
+            pair
+        }
+
+        fn connected(&self) -> bool {
+            self.ends.iter().all(|end| end.connected)
+        }
+
+        /// Lets virtual time pass. `carry` makes of each datagram, by its number, what arrives of it.
+        fn run(&mut self, span: Duration, mut carry: impl FnMut(usize, Vec<u8>) -> Vec<Vec<u8>>) {
+            let until = self.now + span;
+            loop {
+                for from in 0..2 {
+                    for datagram in self.ends[from].poll() {
+                        let millis = if self.slow == Some(self.sent) { 1015 } else { 10 };
+                        let arrives = self.now + Duration::from_millis(millis);
+                        let parts = carry(self.sent, datagram);
+                        self.wire.extend(parts.into_iter().map(|part| (arrives, 1 - from, part)));
+                        self.sent += 1;
+                    }
+                }
+                let wakes = self.ends.iter().filter(|end| !end.failed).map(|end| end.wake_at);
+                let next = self.wire.iter().map(|(at, ..)| *at).chain(wakes).min();
+                let Some(next) = next.filter(|at| *at <= until) else { break };
+                self.now = self.now.max(next);
+                let now = self.now;
+                for end in self.ends.iter_mut().filter(|end| !end.failed && end.wake_at <= now) {
+                    end.failed = end.dtls.handle_timeout(now).is_err();
+                }
+                let (due, later) = std::mem::take(&mut self.wire).into_iter().partition(|(at, ..)| *at <= now);
+                self.wire = later;
+                let due: Vec<(Instant, usize, Vec<u8>)> = due;
+                for (_, to, datagram) in due {
+                    let end = &mut self.ends[to];
+                    end.failed |= end.dtls.handle_packet(&datagram).is_err();
+                }
+            }
+            self.now = until;
+        }
+
+        #[track_caller]
+        fn check_connected(&self) {
+            let [client, server] = &self.ends;
+            assert!(self.connected(), "after {} datagrams", self.sent);
+            assert_eq!(client.seen.as_ref(), Some(&server.certificate));
+            assert_eq!(server.seen.as_ref(), Some(&client.certificate));
+            assert_eq!(client.keys, server.keys);
+            assert_eq!(client.keys.as_ref().unwrap().1, SrtpProfile::AEAD_AES_256_GCM);
+        }
+    }
+
+    fn whole(_: usize, datagram: Vec<u8>) -> Vec<Vec<u8>> {
+        vec![datagram]
+    }
+
+    #[track_caller]
+    fn check(make: impl Fn(Instant) -> (End, End)) {
+        let now = Instant::now();
+        let (client, server) = make(now);
+        let mut pair = Pair::new(now, client, server);
+        pair.run(Duration::from_millis(100), whole);
+        pair.check_connected();
+        for (from, text) in [(0, b"up".as_slice()), (1, b"down")] {
+            assert_eq!(pair.ends[from].dtls.send_application_data(text).unwrap(), text.len());
+        }
+        pair.run(Duration::from_millis(20), whole);
+        assert_eq!((&pair.ends[1].data, &pair.ends[0].data), (&vec![b"up".to_vec()], &vec![b"down".to_vec()]));
+        pair.ends[0].dtls.close().unwrap();
+        pair.run(Duration::from_millis(20), whole);
+        assert!(pair.ends[0].dtls.is_closed() && pair.ends[1].closed && !pair.ends[1].failed);
+    }
+
+    #[test]
+    fn each_certificate_connects_in_both_roles() {
+        let ours = p256();
+        let p384 = certificate(KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384));
+        for theirs in [p256(), p384, rsa(RsaKeySize::_2048), rsa(RsaKeySize::_4096)] {
+            check(|now| (End::ours(&ours, now), End::ours(&theirs, now)));
+            check(|now| (End::ours(&theirs, now), End::ours(&ours, now)));
+        }
+        let rsa = rsa(RsaKeySize::_2048);
+        check(|now| (End::ours(&rsa, now), End::ours(&rsa, now)));
+    }
+
+    #[test]
+    fn the_engines_own_dtls_connects_in_both_roles() {
+        let (ours, theirs) = (p256(), p256());
+        check(|now| (End::ours(&ours, now), End::engines(&theirs, now)));
+        check(|now| (End::engines(&theirs, now), End::ours(&ours, now)));
+    }
+
+    #[test]
+    fn any_datagram_of_a_handshake_may_get_lost_or_come_twice_or_late() {
+        let (ours, theirs) = (p256(), rsa(RsaKeySize::_2048));
+        let pair = |ours_begins: bool| {
+            let now = Instant::now();
+            let (a, b) = (End::ours(&ours, now), End::ours(&theirs, now));
+            if ours_begins { Pair::new(now, a, b) } else { Pair::new(now, b, a) }
+        };
+        let mut perfect = pair(true);
+        perfect.run(Duration::from_secs(1), whole);
+        perfect.check_connected();
+        assert!(perfect.sent >= 4, "four flights");
+        for (ours_begins, at) in
+            [true, false].into_iter().flat_map(|role| (0..perfect.sent + 2).map(move |at| (role, at)))
+        {
+            let mut lossy = pair(ours_begins);
+            lossy.run(Duration::from_millis(3500), |n, datagram| if n == at { vec![] } else { vec![datagram] });
+            lossy.check_connected();
+            let mut doubling = pair(ours_begins);
+            doubling.run(Duration::from_millis(100), |n, datagram| vec![datagram; 1 + usize::from(n == at)]);
+            doubling.check_connected();
+            // Behind what is sent instead of it, and behind the other end's answer to that.
+            let mut late = pair(ours_begins);
+            late.slow = Some(at);
+            late.run(Duration::from_millis(3500), whole);
+            late.check_connected();
+        }
+    }
+
+    /// A timer that ran since before the peer was there would send everything twice.
+    #[test]
+    fn a_client_that_comes_late_is_answered_once() {
+        let now = Instant::now();
+        let (ours, theirs) = (p256(), p256());
+        let mut pair = Pair::waiting(now, End::ours(&theirs, now), End::ours(&ours, now));
+        pair.ends[1].start(false, now);
+        pair.run(Duration::from_secs(5), whole);
+        assert_eq!(pair.sent, 0);
+        let late = pair.now;
+        pair.ends[0].start(true, late);
+        pair.run(Duration::from_millis(900), whole);
+        pair.check_connected();
+        let mut prompt = Pair::new(now, End::ours(&theirs, now), End::ours(&ours, now));
+        prompt.run(Duration::from_millis(900), whole);
+        assert_eq!(pair.sent, prompt.sent);
+    }
+
+    #[test]
+    fn nobody_there_is_asked_less_and_less_often() {
+        let now = Instant::now();
+        let mut pair = Pair::new(now, End::ours(&p256(), now), End::ours(&p256(), now));
+        pair.run(Duration::from_secs(14), |_, _| vec![]);
+        assert_eq!(pair.sent, 4, "at 0, 1, 3 and 7 seconds");
+        assert!(!pair.ends[0].failed);
+    }
+
+    #[test]
+    fn a_short_rsa_key_is_refused() {
+        let short = DtlsCert { certificate: SHORT_RSA.0.to_vec(), private_key: SHORT_RSA.1.to_vec() };
+        let ours = p256();
+        for ours_begins in [true, false] {
+            let now = Instant::now();
+            let (a, b) = (End::ours(&ours, now), End::ours(&short, now));
+            let mut pair = if ours_begins { Pair::new(now, a, b) } else { Pair::new(now, b, a) };
+            pair.run(Duration::from_secs(1), whole);
+            let [ours, theirs] = if ours_begins { [0, 1] } else { [1, 0] };
+            assert!(pair.ends[ours].failed && pair.ends[ours].keys.is_none());
+            assert!(pair.ends[theirs].failed, "it is told");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_none_is_an_error() {
+        let good = p256();
+        let other = p256();
+        for (certificate, private_key) in [
+            (&good.certificate[..], &b"no key"[..]),
+            (&b"no certificate"[..], &good.private_key[..]),
+            (&good.certificate, &other.private_key),
+        ] {
+            let cert = DtlsCert { certificate: certificate.to_vec(), private_key: private_key.to_vec() };
+            let made = Provider.new_dtls(&cert, Instant::now(), DtlsVersion::Dtls12, None);
+            assert!(made.is_err(), "{:?}", made.map(|_| ()));
+        }
+    }
+
+    /// Whatever a peer makes of its datagrams, its session fails or goes on, and no keys come of a broken one.
+    #[test]
+    fn mutated_datagrams_end_a_session_at_worst() {
+        let (ours, theirs) = (p256(), rsa(RsaKeySize::_2048));
+        let mut rng = Rng::with_seed(5);
+        let (mut connected, mut failed) = (0, 0);
+        for round in 0..300 {
+            let now = Instant::now();
+            let (a, b) = (End::ours(&ours, now), End::ours(&theirs, now));
+            let mut pair = if round % 2 == 0 { Pair::new(now, a, b) } else { Pair::new(now, b, a) };
+            pair.run(Duration::from_secs(8), |_, mut datagram| {
+                let mut out = Vec::new();
+                if rng.u8(..4) == 0 {
+                    for _ in 0..rng.usize(1..4) {
+                        let at = rng.usize(..datagram.len());
+                        match rng.u8(..5) {
+                            0 => datagram.truncate(at.max(1)),
+                            1 => datagram.extend_from_within(at..),
+                            2 => datagram[at] = rng.u8(..),
+                            3 => datagram[at] ^= 1 << rng.u8(..8),
+                            _ => out.push((0..rng.usize(1..200)).map(|_| rng.u8(20..26)).collect()),
+                        }
+                    }
+                }
+                out.push(datagram);
+                out
+            });
+            for end in &pair.ends {
+                assert!(end.keys.is_none() || end.seen.is_some());
+            }
+            if pair.connected() {
+                pair.check_connected();
+            }
+            connected += u32::from(pair.connected());
+            failed += u32::from(pair.ends.iter().any(|end| end.failed));
+        }
+        assert!(
+            connected > 30 && failed > 30,
+            "{connected} connected, {failed} failed of 300: both ends of the matter"
+        );
     }
 }

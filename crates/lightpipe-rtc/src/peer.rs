@@ -122,12 +122,6 @@ impl Identity {
         Self(provider.dtls_provider.generate_certificate().expect("the aws-lc-rs provider generates certificates"))
     }
 
-    /// A certificate and its private key, both DER, the key in PKCS#8. One with an RSA key works with the feature `rsa` only, and with
-    /// peers that take it.
-    pub const fn from_der(certificate: Vec<u8>, private_key: Vec<u8>) -> Self {
-        Self(DtlsCert { certificate, private_key })
-    }
-
     /// The engine's settings to begin with: this certificate, and the DTLS that speaks for it.
     pub(crate) fn engine(&self) -> RtcConfig {
         let config = Rtc::builder().set_dtls_cert(self.0.clone());

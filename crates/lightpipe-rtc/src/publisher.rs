@@ -526,13 +526,8 @@ const fn video_clock() -> TrackClock {
 
 /// The engine for pictures of these codecs, and sound.
 fn rtc_config(config: &PeerConfig, codecs: &[VideoCodec]) -> RtcConfig {
-    let mut rtc_config = config
-        .identity
-        .engine()
-        .set_rtp_mode(true)
-        .set_stats_interval(None)
-        .clear_codecs()
-        .enable_opus(true, false);
+    let mut rtc_config =
+        config.identity.engine().set_rtp_mode(true).set_stats_interval(None).clear_codecs().enable_opus(true, false);
     for codec in codecs {
         rtc_config = negotiate::with_codec(rtc_config, *codec);
     }

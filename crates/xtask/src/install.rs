@@ -2,6 +2,8 @@
 //! asks the package manager only about what has no program.
 
 use std::env;
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -28,6 +30,8 @@ enum Sign {
     Program(&'static [&'static str]),
     /// pkg-config finds this library with its headers.
     Library(&'static str),
+    /// Debian has the package, because the compiler's own headers belong to it; elsewhere the library lies in a usual folder.
+    SharedObject(&'static str),
     /// A Debian package is installed; other systems are not asked.
     Package,
 }
@@ -95,6 +99,17 @@ const NEEDS: &[Need] = &[
         fedora: "libvpx-devel",
         arch: "libvpx",
         brew: "libvpx",
+        winget: "",
+    },
+    Need {
+        since: For::Running,
+        why: "the bindings of the library that speaks DTLS are made with it",
+        // What is built on Windows does without.
+        sign: if cfg!(windows) { Sign::Package } else { Sign::SharedObject("libclang") },
+        debian: &["libclang-dev"],
+        fedora: "clang-devel",
+        arch: "clang",
+        brew: "llvm",
         winget: "",
     },
     Need {
@@ -307,7 +322,8 @@ fn present(need: &Need, debian: bool) -> bool {
     match need.sign {
         Sign::Program(names) => program(names),
         Sign::Library(name) => library(name),
-        Sign::Package => !debian || need.debian.iter().any(|name| package(name)),
+        Sign::SharedObject(name) if !debian => shared_object(name),
+        Sign::SharedObject(_) | Sign::Package => !debian || need.debian.iter().any(|name| package(name)),
     }
 }
 
@@ -343,6 +359,23 @@ fn in_usual_place(name: &str) -> bool {
 fn library(name: &str) -> bool {
     let found = Command::new("pkg-config").args(["--exists", name]).stderr(Stdio::null()).status();
     found.is_ok_and(|status| status.success())
+}
+
+/// Where the build script of `clang-sys` looks as well.
+fn shared_object(name: &str) -> bool {
+    let usual = [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/opt/homebrew/opt/llvm/lib",
+        "/usr/local/opt/llvm/lib",
+        "/Library/Developer/CommandLineTools/usr/lib",
+    ];
+    let folders = env::var_os("LIBCLANG_PATH").into_iter().chain(usual.map(OsString::from));
+    let files = folders.flat_map(fs::read_dir).flatten().flatten();
+    // Not the likes of libclang-cpp.so.
+    let begin = [format!("{name}.so"), format!("{name}.dylib")];
+    files.into_iter().any(|file| begin.iter().any(|begin| file.file_name().to_string_lossy().starts_with(begin)))
 }
 
 fn package(name: &str) -> bool {

@@ -59,9 +59,9 @@ fn cargo(args: &[&str]) -> Command {
     command
 }
 
-/// What the program that we build and test has beyond cargo's defaults, because [`install`] can bring what it needs: VP8, but on
-/// Windows, which has no package of libvpx.
-const FEATURES: &str = if cfg!(windows) { "" } else { "lightpipe-cli/vpx" };
+/// What the program that we build and test has beyond cargo's defaults, because [`install`] can bring what it needs: VP8 and peers with RSA
+/// certificates, but on Windows, which has no package of libvpx, and libclang only with all of LLVM.
+const FEATURES: &str = if cfg!(windows) { "" } else { "lightpipe-cli/vpx,lightpipe-cli/rsa" };
 
 /// The workspace's root folder.
 fn root() -> PathBuf {

@@ -30,17 +30,13 @@ pub(crate) fn aiortc() -> Result<(), String> {
 /// Builds GStreamer's elements for WHIP and WHEP into `peers/gstreamer`; what is built already stays.
 ///
 /// The plugin is a crate of the registry, and Cargo builds no library of one by itself. A small project that depends on it
-/// (`peers/gstreamer`) becomes a shared object with its entry point, whose name GStreamer derives from the file's. Beside it lies
-/// `p256.so`, which says itself what for.
+/// (`peers/gstreamer`) becomes a shared object with its entry point, whose name GStreamer derives from the file's.
 pub(crate) fn gstreamer() -> Result<(), String> {
     let folder = folder("gstreamer")?;
     let target = folder.join("target");
     let project = root().join("peers/gstreamer");
     let mut build = cargo(&["build", "--release", "--locked", "--manifest-path"]);
     succeed(build.arg(project.join("Cargo.toml")).arg("--target-dir").arg(&target))?;
-    let mut preload = Command::new("cc");
-    preload.args(["-shared", "-fPIC", "-O2", "-o"]).arg(folder.join("p256.so")).arg(project.join("p256.c"));
-    succeed(&mut preload)?;
     let built = target.join("release/libgstpeers.so");
     let plugins = folder.join("plugins");
     fs::create_dir_all(&plugins).map_err(|error| format!("{}: {error}", plugins.display()))?;

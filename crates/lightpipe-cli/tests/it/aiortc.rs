@@ -116,3 +116,39 @@ async fn a_stream_of_a_server_on_aiortc_is_played() {
     report.check_tone(660.0);
     server.end(Signal::TERM);
 }
+
+/// It offers, we begin the DTLS handshake.
+#[cfg(feature = "rsa")]
+#[tokio::test(flavor = "multi_thread")]
+async fn aiortc_with_an_rsa_certificate_sees_the_pattern() {
+    let _machine = quiet().await;
+    let server = serve(&["pattern"]).size(640, 360).start();
+    let mut view = python("view.py");
+    view.args([&server.url("/whep/pattern"), "--seconds", "3", "--rsa"]);
+    let report = Program::start(view).report();
+    report.check_picture(30, BARS);
+    report.check_timecodes();
+}
+
+/// We offer, it begins the DTLS handshake.
+#[cfg(feature = "rsa")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_an_rsa_certificate_decodes_what_we_publish() {
+    let _machine = quiet().await;
+    let mut serve = python("server.py");
+    serve.arg("--rsa");
+    let server = Program::start(serve);
+    let url = server.line();
+    let address = url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut publish = program();
+    publish.args(["publish", "--source", "pattern", "--whip", &format!("{url}/whip/live")]);
+    publish.env("LIGHTPIPE_VIDEO_WIDTH", "640").env("LIGHTPIPE_VIDEO_HEIGHT", "360");
+    let publisher = Program::start(publish);
+    let report = until("a second of pictures", PATIENCE, || {
+        let report = Report(http::request(address, "GET", "/report", &[], &[]).unwrap().json());
+        (report.pictures() >= 30).then_some(report)
+    });
+    report.check_picture(30, BARS);
+    publisher.end(Signal::TERM);
+    server.end(Signal::TERM);
+}

@@ -1,6 +1,4 @@
-//! GStreamer's elements for WHIP and WHEP, on either side.
-//!
-//! DTLS certificates that are not its own are preloaded; `peers/gstreamer/p256.c` says why.
+//! GStreamer's elements for WHIP and WHEP, on either side. Their DTLS certificates are RSA, which takes our feature `rsa`.
 
 use std::path::Path;
 use std::process::Command;

@@ -10,10 +10,13 @@ import signal
 import time
 
 import aioice.ice
+import aiortc.rtcpeerconnection
 import numpy
-from aiortc import AudioStreamTrack, RTCConfiguration, VideoStreamTrack
+from aiortc import AudioStreamTrack, RTCCertificate, RTCConfiguration, VideoStreamTrack
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtcdtlstransport import generate_certificate
 from av import AudioFrame, VideoFrame
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 SAMPLE_RATE = 48_000
 BARS = numpy.array(
@@ -28,6 +31,25 @@ NO_STUN = RTCConfiguration(iceServers=[])
 def stay_on_this_machine():
     """aioice leaves loopback out of its candidates; the servers of the tests are nowhere else."""
     aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]
+
+
+class RsaCertificate(RTCCertificate):
+    """What GStreamer and many older programs have; aiortc makes P-256 only."""
+
+    @classmethod
+    def generateCertificate(cls):
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        return cls(key, generate_certificate(key))
+
+    def _create_ssl_context(self, srtp_profiles):
+        context = super()._create_ssl_context(srtp_profiles)
+        context.set_cipher_list(b"ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES128-GCM-SHA256")
+        return context
+
+
+def use_rsa():
+    """From now on certificates are RSA."""
+    aiortc.rtcpeerconnection.RTCCertificate = RsaCertificate
 
 
 async def wait_for_the_end(seconds=None):

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 
-from common import NO_STUN, Meters, Picture, Tone, stay_on_this_machine, wait_for_the_end
+from common import NO_STUN, Meters, Picture, Tone, stay_on_this_machine, use_rsa, wait_for_the_end
 
 
 class Server:
@@ -85,6 +85,8 @@ class Server:
 
 async def main(args):
     stay_on_this_machine()
+    if args.rsa:
+        use_rsa()
     server = Server(args.token)
     app = web.Application()
     app.router.add_post("/whip/live", server.publish)
@@ -106,4 +108,5 @@ async def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--token", help="what publishers must know")
+    parser.add_argument("--rsa", action="store_true", help="with an RSA certificate")
     asyncio.run(main(parser.parse_args()))

@@ -8,11 +8,13 @@ from urllib.parse import urljoin
 import aiohttp
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
-from common import NO_STUN, Meters, stay_on_this_machine, wait_for_the_end
+from common import NO_STUN, Meters, stay_on_this_machine, use_rsa, wait_for_the_end
 
 
 async def main(args):
     stay_on_this_machine()
+    if args.rsa:
+        use_rsa()
     connection = RTCPeerConnection(NO_STUN)
     meters = Meters(args.columns)
     meters.watch(connection)
@@ -40,4 +42,5 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--columns", type=int, default=8, help="colour bars of the picture")
+    parser.add_argument("--rsa", action="store_true", help="with an RSA certificate")
     asyncio.run(main(parser.parse_args()))

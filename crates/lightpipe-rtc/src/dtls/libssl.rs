@@ -95,7 +95,8 @@ unsafe extern "C" fn verify(ssl: *mut sys::SSL, alert: *mut u8) -> sys::ssl_veri
     unsafe {
         let certificate = sys::SSL_get_peer_certificate(ssl);
         let key = if certificate.is_null() { ptr::null_mut() } else { sys::X509_get0_pubkey(certificate) };
-        let good = !key.is_null() && (sys::EVP_PKEY_id(key) != sys::EVP_PKEY_RSA || sys::EVP_PKEY_bits(key) >= MIN_RSA_BITS);
+        let good =
+            !key.is_null() && (sys::EVP_PKEY_id(key) != sys::EVP_PKEY_RSA || sys::EVP_PKEY_bits(key) >= MIN_RSA_BITS);
         sys::X509_free(certificate);
         if good {
             return sys::ssl_verify_result_t_ssl_verify_ok;
@@ -122,7 +123,10 @@ impl Context {
         let this = Self(NonNull::new(raw).ok_or_else(|| Failure::of("SSL_CTX_new"))?);
         // SAFETY: the context is live. Lengths are those of the slices; strings and arrays are static, the library copies them all.
         unsafe {
-            check("SSL_CTX_set_min_proto_version", sys::SSL_CTX_set_min_proto_version(raw, sys::DTLS1_2_VERSION as u16))?;
+            check(
+                "SSL_CTX_set_min_proto_version",
+                sys::SSL_CTX_set_min_proto_version(raw, sys::DTLS1_2_VERSION as u16),
+            )?;
             check("SSL_CTX_set_strict_cipher_list", sys::SSL_CTX_set_strict_cipher_list(raw, CIPHERS.as_ptr()))?;
             check("SSL_CTX_set1_groups", sys::SSL_CTX_set1_groups(raw, GROUPS.as_ptr(), GROUPS.len()))?;
             let signatures = sys::SSL_CTX_set_verify_algorithm_prefs(raw, SIGNATURES.as_ptr(), SIGNATURES.len());
@@ -166,7 +170,7 @@ impl Drop for Context {
 struct Wire {
     /// The one that the library may read now.
     incoming: Option<Vec<u8>>,
-    /// What it wrote in the calls since [`Session::take_datagram`] was last empty: a flight, or one record.
+    /// What it wrote since [`Session::take_datagram`] was last empty. The engine takes everything after each call, which makes at most a flight.
     outgoing: VecDeque<Vec<u8>>,
 }
 
@@ -257,10 +261,9 @@ pub(super) struct Session {
     wire: Box<Mutex<Wire>>,
 }
 
-// SAFETY: the library keeps nothing of an association in the thread, and `&mut self` on every call but one that only looks
-// guarantees one thread at a time.
+// SAFETY: the library keeps nothing of an association in the thread, and `&mut self` on every call guarantees one thread at a time.
 unsafe impl Send for Session {}
-// SAFETY: `&self` gives nothing to call.
+// SAFETY: nothing of the library is called with `&self`.
 unsafe impl Sync for Session {}
 
 impl Session {
@@ -366,8 +369,8 @@ impl Session {
         let mut left = sys::timeval { tv_sec: 0, tv_usec: 0 };
         // SAFETY: a live session, and a structure to be filled.
         let running = unsafe { sys::DTLSv1_get_timeout(self.ssl.as_ptr(), &raw mut left) };
-        let micros = i64::from(left.tv_sec) * 1_000_000 + i64::from(left.tv_usec);
-        (running == 1).then(|| Duration::from_micros(u64::try_from(micros).unwrap_or(0)))
+        let [seconds, micros] = [u64::try_from(left.tv_sec), u64::try_from(left.tv_usec)].map(|part| part.unwrap_or(0));
+        (running == 1).then(|| Duration::from_secs(seconds) + Duration::from_micros(micros))
     }
 
     /// Sends again what is due, if it is.
@@ -379,7 +382,7 @@ impl Session {
     }
 
     /// The far end's own certificate, DER. `None` before the handshake.
-    pub(super) fn peer_certificate(&self) -> Option<Vec<u8>> {
+    pub(super) fn peer_certificate(&mut self) -> Option<Vec<u8>> {
         // SAFETY: a live session. The list, and what is in it, live as long as the session; they are copied here.
         unsafe {
             let list = sys::SSL_get0_peer_certificates(self.ssl.as_ptr());
@@ -393,7 +396,7 @@ impl Session {
     }
 
     /// The SRTP profile that was agreed upon, by its number in RFC 5764 §4.1.2 and RFC 7714 §14.2.
-    pub(super) fn srtp_profile(&self) -> Option<c_ulong> {
+    pub(super) fn srtp_profile(&mut self) -> Option<c_ulong> {
         // SAFETY: a live session. The profile is static, or null.
         unsafe { sys::SSL_get_selected_srtp_profile(self.ssl.as_ptr()).as_ref() }.map(|profile| profile.id)
     }
@@ -409,7 +412,7 @@ impl Session {
         check("SSL_export_keying_material", code)
     }
 
-    fn error(&self, code: c_int) -> c_int {
+    fn error(&mut self, code: c_int) -> c_int {
         // SAFETY: a live session; right after the call that gave the code.
         unsafe { sys::SSL_get_error(self.ssl.as_ptr(), code) }
     }

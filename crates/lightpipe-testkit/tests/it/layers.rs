@@ -105,7 +105,12 @@ fn thinking_crates_see_no_runtime_and_no_socket() {
 #[test]
 fn each_outside_name_has_its_one_user() {
     let graph = Graph::read();
-    for (outside, user) in [("str0m", "lightpipe-rtc"), ("clap", "lightpipe-cli"), ("anyhow", "lightpipe-cli")] {
+    for (outside, user) in [
+        ("str0m", "lightpipe-rtc"),
+        ("aws-lc-sys", "lightpipe-rtc"),
+        ("clap", "lightpipe-cli"),
+        ("anyhow", "lightpipe-cli"),
+    ] {
         for (name, dependencies) in &graph.normal {
             assert!(!dependencies.contains(outside) || name == user, "{name} names {outside}, only {user} may");
         }

@@ -40,7 +40,6 @@ pub(crate) fn gstreamer(pipeline: &str) -> Command {
     let mut command = Command::new("gst-launch-1.0");
     command.arg("--no-fault").args(pipeline.split_ascii_whitespace());
     command.env("GST_PLUGIN_PATH", folder.join("plugins")).env("GST_REGISTRY", folder.join("registry.bin"));
-    command.env("LD_PRELOAD", folder.join("p256.so"));
     command
 }
 
