@@ -130,6 +130,9 @@ pub(crate) struct ServeFlags {
     /// The sizes that viewers get: off, on, or up to four layers as f:1280x720:2500,h:640x360:500:15 (rid, size, kbit/s, pictures per second)
     #[arg(long, value_name = "off|on|LAYERS")]
     pub(crate) simulcast: Option<String>,
+    /// How much of this machine's CPU the encoders may take, as 60%; what does not fit is encoded smaller
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) cpu: Option<u32>,
     /// Who draws the cube
     #[arg(long, value_name = "auto|gpu|cpu")]
     pub(crate) renderer: Option<String>,
@@ -168,6 +171,11 @@ pub(crate) struct PublishFlags {
     /// As of `serve`. With --port the pages are served there, too; without it nothing listens for HTTP
     #[command(flatten)]
     pub(crate) serve: ServeFlags,
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let percent = text.trim().trim_end_matches('%').trim_end().parse().map_err(|error| format!("{error}"))?;
+    if (1..=100).contains(&percent) { Ok(percent) } else { Err("must be 1% to 100%".into()) }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -410,6 +418,15 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(endpoint(text).is_ok(), good, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_share_of_the_cpu_is_a_percentage() {
+        for (text, expected) in
+            [("60%", Some(60)), ("60", Some(60)), ("100 %", Some(100)), ("0", None), ("101%", None), ("all", None)]
+        {
+            assert_eq!(percent(text).ok(), expected, "{text}");
         }
     }
 

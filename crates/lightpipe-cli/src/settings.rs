@@ -210,13 +210,14 @@ fn set(table: &mut Table, dotted: &str, value: Value) {
 fn apply_flags(table: &mut Table, flags: &ServeFlags) {
     let integer = |n: u32| Value::Integer(n.into());
     let text = |t: &String| Value::String(t.clone());
-    let settings: [(&str, Option<Value>); 10] = [
+    let settings: [(&str, Option<Value>); 11] = [
         ("server.host", flags.host.map(|h| Value::String(h.to_string()))),
         ("server.port", flags.port.map(|p| Value::Integer(p.into()))),
         ("video.width", flags.width.map(integer)),
         ("video.height", flags.height.map(integer)),
         ("video.fps", flags.fps.map(Value::Float)),
         ("video.bitrate_kbps", flags.bitrate.map(integer)),
+        ("simulcast.cpu_percent", flags.cpu.map(integer)),
         ("video.renderer", flags.renderer.as_ref().map(text)),
         ("video.content", flags.content.as_ref().map(text)),
         ("video.timecode", flags.timecode.then_some(Value::Boolean(true))),

@@ -10,6 +10,7 @@ use lightpipe_media::stream::Health;
 use lightpipe_media::{FramePool, FrameQueue, MediaClock, MediaTime, Size, Stream, VideoFrame, timecode};
 use tracing::{debug, warn};
 
+use crate::budget::CpuBudget;
 use crate::encoder::EncodeError;
 use crate::layer::{Feed, IDLE_CHECK, Picture};
 
@@ -61,6 +62,7 @@ pub(crate) struct Ladder {
     full: Size,
     converter: Converter,
     rungs: Vec<Rung>,
+    budget: Option<Arc<CpuBudget>>,
     /// Pictures that somebody wanted so far.
     taken: u64,
     failures: u32,
@@ -75,9 +77,10 @@ impl Ladder {
         timecode: bool,
         full: Size,
         rungs: Vec<Rung>,
+        budget: Option<Arc<CpuBudget>>,
     ) -> Self {
         let converter = Converter::new(FramePool::new());
-        Self { stream, frames, clock, timecode, full, converter, rungs, taken: 0, failures: 0 }
+        Self { stream, frames, clock, timecode, full, converter, rungs, budget, taken: 0, failures: 0 }
     }
 
     pub(crate) fn run(mut self) {
@@ -100,6 +103,9 @@ impl Ladder {
         let takes: Vec<bool> = self.rungs.iter_mut().map(|rung| rung.takes(captured, now)).collect();
         if !takes.contains(&true) {
             return Ok(());
+        }
+        if let Some(budget) = &self.budget {
+            budget.look(now);
         }
         let number = self.taken;
         self.taken += 1;

@@ -3,6 +3,7 @@
 //! A layer whose encoder fails, or that loses most of its pictures because the encoder is too slow, rests alone: its stream says
 //! why, an event is written, and it is tried again after a pause that grows each time. The others go on.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,11 @@ use lightpipe_media::convert;
 use lightpipe_media::queue::{Pop, Queue};
 use lightpipe_media::stream::Health;
 use lightpipe_media::{
-    AccessUnit, EventKind, EventLog, FrameQueue, MediaClock, MediaTime, Stages, Stream, VideoCodec, VideoFrame,
+    AccessUnit, EventKind, EventLog, FrameQueue, MediaClock, MediaTime, Size, Stages, Stream, VideoCodec, VideoFrame,
 };
 use tracing::{debug, info, warn};
 
+use crate::budget::{CpuBudget, LOOK_EVERY, Stopwatch};
 use crate::encoder::{EncodeError, EncoderConfig, VideoEncoder};
 use crate::thread::MakeEncoder;
 
@@ -63,6 +65,17 @@ pub(crate) struct Feed {
     floor_bps: Option<u64>,
     events: EventLog,
     state: Mutex<FeedState>,
+    /// What the encoder took lately, in millionths of a core; [`u64::MAX`] while it does not run.
+    micro_cores: AtomicU64,
+    budget: Option<BudgetPlace>,
+}
+
+/// The budget, and what a layer is for it.
+#[derive(Debug)]
+struct BudgetPlace {
+    budget: Arc<CpuBudget>,
+    size: Size,
+    fps: f64,
 }
 
 #[derive(Debug)]
@@ -83,7 +96,46 @@ impl Feed {
     pub(crate) fn new(stream: Arc<Stream>, queue_frames: usize, has_lower: bool, events: EventLog) -> Self {
         let state = FeedState { until: None, since: MediaTime::ZERO, pause: FIRST_PAUSE, span: None, slow: 0 };
         let floor_bps = stream.layer().filter(|_| has_lower).map(|layer| layer.floor_bps());
-        Self { stream, pictures: Queue::new(queue_frames), floor_bps, events, state: Mutex::new(state) }
+        let micro_cores = AtomicU64::new(u64::MAX);
+        let (pictures, state) = (Queue::new(queue_frames), Mutex::new(state));
+        Self { stream, pictures, floor_bps, events, state, micro_cores, budget: None }
+    }
+
+    /// The same within a budget, as a layer of `size` and `fps`.
+    pub(crate) fn with_budget(self, budget: &Arc<CpuBudget>, size: Size, fps: f64) -> Self {
+        Self { budget: Some(BudgetPlace { budget: Arc::clone(budget), size, fps }), ..self }
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// Whether the same pictures can be had smaller.
+    pub(crate) const fn has_lower(&self) -> bool {
+        self.floor_bps.is_some()
+    }
+
+    /// What it costs goes by its coding and size, and by its pictures per second.
+    pub(crate) fn size_and_rate(&self) -> ((VideoCodec, Size), f64) {
+        let (size, fps) = self.budget.as_ref().map_or((Size::new(0, 0), 0.0), |place| (place.size, place.fps));
+        ((self.stream.codec(), size), fps)
+    }
+
+    /// Somebody takes its pictures, and it does not rest.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.stream.own_outlets() > 0 && self.stream.resting().is_none()
+    }
+
+    /// What the encoder took in the last second, in cores; `None` while it does not run.
+    pub(crate) fn cores(&self) -> Option<f64> {
+        let micro = self.micro_cores.load(Relaxed);
+        (micro != u64::MAX).then(|| micro as f64 / 1e6)
+    }
+
+    pub(crate) fn set_cores(&self, cores: Option<f64>) {
+        self.micro_cores.store(cores.map_or(u64::MAX, |cores| (cores * 1e6) as u64), Relaxed);
+        self.stream.update_stats(|s| s.encoder_cores = cores);
     }
 
     /// Ends the encoder's thread.
@@ -102,11 +154,17 @@ impl Feed {
 
     /// Ends a rest whose time has come: then the layer can be had again, and who takes it finds out whether it runs.
     pub(crate) fn is_resting(&self, now: MediaTime) -> bool {
-        let mut state = self.lock();
-        match state.until {
+        match self.lock().until {
             Some(until) if now < until => return true,
             Some(_) => {}
             None => return false,
+        }
+        // Asked without the lock: the budget looks at other layers.
+        let has_room = self.budget.as_ref().is_none_or(|place| place.budget.has_room_for(self));
+        let mut state = self.lock();
+        if !has_room && self.has_lower() {
+            state.until = Some(now + state.pause);
+            return true;
         }
         (state.until, state.since, state.span, state.slow) = (None, now, None, 0);
         self.stream.set_resting(None);
@@ -130,7 +188,7 @@ impl Feed {
         }
         state.span = Some((now, pushed, dropped));
         // The least layer is better slow than not at all.
-        if state.slow >= SLOW_SPANS && self.floor_bps.is_some() {
+        if state.slow >= SLOW_SPANS && self.has_lower() {
             drop(state);
             let reason =
                 "the encoder is too slow for it: most pictures were lost. A smaller picture or fewer a second help";
@@ -188,13 +246,24 @@ pub(crate) struct LayerEncoder {
     last_keyframe: u64,
     failures: u32,
     rate: FrameRate,
+    /// Of this thread, since the last figure of its CPU time was told; pictures encoded since then.
+    spent: Option<(Stopwatch, u32)>,
 }
 
 impl LayerEncoder {
     pub(crate) fn new(mut setup: LayerSetup) -> Self {
         let rate = FrameRate::new(setup.config.fps);
         let keyframe_interval = u64::from(std::mem::take(&mut setup.config.keyframe_interval));
-        Self { setup, keyframe_interval, encoder: None, last_wanted: None, last_keyframe: 0, failures: 0, rate }
+        Self {
+            setup,
+            keyframe_interval,
+            encoder: None,
+            last_wanted: None,
+            last_keyframe: 0,
+            failures: 0,
+            rate,
+            spent: None,
+        }
     }
 
     pub(crate) fn run(mut self) {
@@ -258,7 +327,7 @@ impl LayerEncoder {
         keyframe: bool,
         estimate_bps: Option<u64>,
     ) -> Result<Option<AccessUnit>, EncodeError> {
-        let LayerSetup { feed, clock, config, make, .. } = &self.setup;
+        let LayerSetup { feed, config, make, .. } = &self.setup;
         let Picture { mut frame, number } = picture;
         let received = frame.received;
         if feed.stream.codec() == VideoCodec::Vp8 {
@@ -291,11 +360,30 @@ impl LayerEncoder {
         encoder.submit(&frame)?;
         let codec = encoder.codec();
         let Some(encoded) = encoder.poll() else { return Ok(None) };
+        self.count(encoded.took);
+        let LayerSetup { clock, config, .. } = &self.setup;
         if encoded.keyframe {
             self.last_keyframe = number;
         }
         let stages = Stages { received, encode_started: started, encoded: clock.at(Instant::now()) };
         Ok(Some(AccessUnit::new(codec, encoded.data, encoded.captured, encoded.keyframe, config.size, stages)))
+    }
+
+    /// Tells once a second what the encoder takes.
+    fn count(&mut self, took: Duration) {
+        let (spent, pictures) = self.spent.get_or_insert_with(|| (Stopwatch::start(), 0));
+        spent.add(took);
+        *pictures += 1;
+        let elapsed = spent.elapsed();
+        if elapsed < LOOK_EVERY {
+            return;
+        }
+        let (cpu, feed) = (spent.cpu().as_secs_f64(), &self.setup.feed);
+        feed.set_cores(Some(cpu / elapsed.as_secs_f64()));
+        if let Some(place) = &feed.budget {
+            place.budget.learn(feed.stream.codec(), place.size, cpu / f64::from(*pictures));
+        }
+        self.spent = Some((Stopwatch::start(), 0));
     }
 
     fn idle(&mut self, now: MediaTime) {
@@ -308,7 +396,8 @@ impl LayerEncoder {
     }
 
     fn stop(&mut self) {
-        self.encoder = None;
+        (self.encoder, self.spent) = (None, None);
+        self.setup.feed.set_cores(None);
         self.rate = FrameRate::new(self.setup.config.fps);
         self.setup.feed.stream.update_stats(|s| s.target_bitrate_bps = None);
     }

@@ -6,6 +6,7 @@
 
 pub mod audio_encoder;
 mod audio_thread;
+mod budget;
 pub mod decoder;
 pub mod encoder;
 mod ladder;
@@ -21,6 +22,7 @@ pub mod vp8_decoder;
 
 pub use audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
 pub use audio_thread::{AudioSetup, AudioThread};
+pub use budget::CpuBudget;
 pub use decoder::{DecodeError, VideoDecoder, decoder_for};
 pub use encoder::{Content, EncodeError, Encoded, EncoderConfig, VideoEncoder};
 pub use thread::{Alternative, EncodeThread, MakeEncoder, Setup};

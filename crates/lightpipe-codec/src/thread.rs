@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use lightpipe_media::{EventLog, FrameQueue, MediaClock, SimulcastLayer, Stream};
 
+use crate::budget::CpuBudget;
 use crate::encoder::{EncodeError, EncoderConfig, VideoEncoder};
 use crate::ladder::{Ladder, Rung};
 use crate::layer::{Feed, LayerEncoder, LayerSetup};
@@ -35,6 +36,8 @@ pub struct Setup {
     /// The ladder, from the best layer to the least, which the stream and its alternatives get: sizes no larger than the source's, both sides even.
     /// Empty: one encoding, as `config` says.
     pub layers: Vec<SimulcastLayer>,
+    /// How much of the machine the encoders of all streams may take; without one as much as they need.
+    pub budget: Option<Arc<CpuBudget>>,
     /// Paint the timecode strip into every picture.
     pub timecode: bool,
     /// The backend.
@@ -62,7 +65,7 @@ pub struct EncodeThread {
 impl EncodeThread {
     /// Starts the threads.
     pub fn spawn(setup: Setup) -> std::io::Result<Self> {
-        let Setup { stream, frames, clock, events, config, layers, timecode, make, alternatives } = setup;
+        let Setup { stream, frames, clock, events, config, layers, budget, timecode, make, alternatives } = setup;
         let name = format!("encode-{}", stream.name());
         let mut this = Self { frames: Arc::clone(&frames), feeds: Vec::new(), threads: Vec::new() };
         let configs: Vec<EncoderConfig> = match layers.as_slice() {
@@ -80,7 +83,9 @@ impl EncodeThread {
         let mut rungs: Vec<Rung> = configs.iter().map(|layer| Rung::new(layer.size, layer.fps, config.fps)).collect();
         let codings =
             std::iter::once((Arc::clone(&stream), make)).chain(alternatives.into_iter().map(|a| (a.stream, a.make)));
+        let mut measured = Vec::new();
         for (coding, make) in codings {
+            measured.push((coding.codec(), Arc::clone(&make), configs.clone()));
             let mut streams = vec![Arc::clone(&coding)];
             if let [best, lower @ ..] = layers.as_slice() {
                 streams.extend(coding.set_layers(best.clone(), lower.to_vec()));
@@ -95,7 +100,14 @@ impl EncodeThread {
                     name = format!("{name}-{}", layer.rid);
                 }
                 let source = Arc::ptr_eq(&layer, &stream).then(|| Arc::clone(&frames));
-                let feed = Arc::new(Feed::new(layer, frames.capacity(), n < least, events.clone()));
+                let mut feed = Feed::new(layer, frames.capacity(), n < least, events.clone());
+                if let Some(budget) = &budget {
+                    feed = feed.with_budget(budget, config.size, config.fps);
+                }
+                let feed = Arc::new(feed);
+                if let Some(budget) = &budget {
+                    budget.add(&feed);
+                }
                 this.feeds.push(Arc::clone(&feed));
                 if let Some(rung) = rungs.get_mut(n) {
                     rung.add(Arc::clone(&feed));
@@ -104,8 +116,17 @@ impl EncodeThread {
                 this.start(name, move || LayerEncoder::new(encoder).run())?;
             }
         }
+        if let Some(budget) = &budget {
+            let budget = Arc::clone(budget);
+            // By itself: the stream does not wait for it.
+            this.start("encode-sizing".into(), move || {
+                for (codec, make, configs) in measured {
+                    budget.measure(codec, &make, &configs);
+                }
+            })?;
+        }
         let full = configs.first().map_or(config.size, |best| best.size);
-        let ladder = Ladder::new(stream, frames, clock, timecode, full, rungs);
+        let ladder = Ladder::new(stream, frames, clock, timecode, full, rungs, budget);
         this.start(name, move || ladder.run())?;
         Ok(this)
     }
@@ -178,6 +199,7 @@ mod tests {
                 content: Content::Camera,
             },
             layers: Vec::new(),
+            budget: None,
             timecode: false,
             make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),
             alternatives: Vec::new(),

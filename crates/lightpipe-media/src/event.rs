@@ -67,7 +67,7 @@ pub enum EventKind {
         codec: VideoCodec,
         /// Its name; `None` of the only one.
         rid: Option<String>,
-        /// A machine-readable cause: `encoder_failed`, `too_slow`.
+        /// A machine-readable cause: `encoder_failed`, `too_slow`, `cpu_budget`.
         cause: &'static str,
         /// Why, and what helps.
         reason: String,

@@ -143,6 +143,8 @@ pub struct StreamStats {
     pub size: Option<Size>,
     /// Bitrate that the encoder aims for now, bits per second.
     pub target_bitrate_bps: Option<u64>,
+    /// What its encoder's thread took of the CPU in the last second, in cores; `None` while it rests.
+    pub encoder_cores: Option<f64>,
     /// Times that an encoder was started.
     pub encoder_starts: u64,
     /// Capture to the whole picture in our process.

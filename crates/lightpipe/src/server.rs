@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use lightpipe_codec::CpuBudget;
 use lightpipe_media::{EventLog, FramePool, FrameQueue, MediaClock, Size, Stream, VideoCodec};
 use lightpipe_net::{
     Client, ClientConfig, Clients, EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken,
@@ -81,6 +82,8 @@ pub struct Server {
     engine: Arc<MediaEngine>,
     clock: MediaClock,
     events: EventLog,
+    /// Of the encoders of all streams.
+    budget: Option<Arc<CpuBudget>>,
     address: SocketAddr,
     sources: Mutex<Vec<Source>>,
     clients: Clients,
@@ -151,6 +154,7 @@ impl Server {
             engine,
             clock,
             events,
+            budget: config.simulcast.budget(),
             address,
             sources: Mutex::default(),
             clients,
@@ -232,7 +236,7 @@ impl Server {
     }
 
     const fn workshop(&self) -> Workshop<'_> {
-        Workshop { clock: self.clock, events: &self.events, config: &self.config }
+        Workshop { clock: self.clock, events: &self.events, config: &self.config, budget: self.budget.as_ref() }
     }
 
     /// Publishes a stream to somebody else's WHIP server, again and again until the server stops or refuses. The offer waits up to `wait_for_tracks`
@@ -272,7 +276,7 @@ impl Server {
         let stream = Stream::new(name, VideoCodec::H264);
         self.streams.add(Arc::clone(&stream), "frames")?;
         let frames = Arc::new(FrameQueue::new(video.queue_frames));
-        let how = (&video, &self.config.simulcast);
+        let how = (&video, &self.config.simulcast, self.budget.as_ref());
         let encoder = source::encoder(&stream, &frames, self.clock, &self.events, how, even, video.timecode)
             .map_err(ServerError::Start)?;
         Ok(FrameSender {

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use lightpipe_codec::CpuBudget;
 use lightpipe_media::{Size, convert, stream};
 use lightpipe_source::ffmpeg::fit_inside;
 use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -35,6 +37,9 @@ pub struct SimulcastConfig {
     /// Encode smaller pictures beside those of `[video]`, for viewers whose network carries less. A size that nobody gets is not encoded. Default
     /// true.
     pub enabled: bool,
+    /// How much of this machine's CPU all encoders of pictures together may take, percent of all cores, 1 to 100; 0 is as much as they need. When they
+    /// take more, the dearest layer that has another below it is left out until there is room for it. Default 0.
+    pub cpu_percent: u32,
     /// The layers, from the largest to the smallest, at most 4. Each is `{ rid, width, height, bitrate_kbps, fps }`, or short
     /// `"rid:WIDTHxHEIGHT:KBPS[:FPS]"`. Default none: `f` as `[video]` says, then `h` and `q`, each half as wide and high, with 500 and 150 kbit/s
     /// at 720p, 1250 and 350 at 1080p, others in proportion to their pixels.
@@ -43,7 +48,7 @@ pub struct SimulcastConfig {
 
 impl Default for SimulcastConfig {
     fn default() -> Self {
-        Self { enabled: true, layers: Vec::new() }
+        Self { enabled: true, cpu_percent: 0, layers: Vec::new() }
     }
 }
 
@@ -128,6 +133,10 @@ impl<'de> Deserialize<'de> for SimulcastLayer {
 impl SimulcastConfig {
     /// Checks the layers.
     pub(crate) fn check(&self) -> Result<(), ValueError> {
+        if self.cpu_percent > 100 {
+            let value = self.cpu_percent.to_string();
+            return Err(ValueError { key: "simulcast.cpu_percent", value, allowed: "1 to 100, or 0 for no limit" });
+        }
         let bad = |value: String, allowed| Err(ValueError { key: "simulcast.layers", value, allowed });
         if self.layers.len() > MAX_LAYERS {
             return bad(format!("{} layers", self.layers.len()), "at most 4: leave one out");
@@ -155,6 +164,11 @@ impl SimulcastConfig {
             }
         }
         Ok(())
+    }
+
+    /// The budget that `cpu_percent` is, if it is one.
+    pub(crate) fn budget(&self) -> Option<Arc<CpuBudget>> {
+        (self.cpu_percent > 0).then(|| CpuBudget::new(self.cpu_percent))
     }
 
     /// The layers of a source whose pictures are of `size` (even), from the best to the least; none where there is one encoding, as
@@ -298,6 +312,9 @@ mod tests {
         check_refused("a:640x360:500:0.5", "a:640x360:500:0.5: must be of 1 to 240 pictures per second, or 0 for all");
         check_refused("a_b:640x360:500", "a_b:640x360:500: must be named by 1 to 16 letters and digits (RFC 8851)");
         check_refused(":640x360:500", ":640x360:500: must be named by 1 to 16 letters and digits (RFC 8851)");
+        let config = SimulcastConfig { cpu_percent: 101, ..SimulcastConfig::default() };
+        let error = config.check().expect_err("refused").to_string();
+        assert_eq!(error, "simulcast.cpu_percent = 101: must be 1 to 100, or 0 for no limit");
         let five = "a:640x360:500 b:640x360:500 c:640x360:500 d:640x360:500 e:640x360:500";
         check_refused(five, "5 layers: must be at most 4: leave one out");
     }

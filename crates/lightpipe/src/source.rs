@@ -7,7 +7,7 @@ use std::time::Duration;
 use lightpipe_codec::openh264::OpenH264;
 #[cfg(feature = "vpx")]
 use lightpipe_codec::vp8::Vp8;
-use lightpipe_codec::{Alternative, AudioSetup, AudioThread, Content, EncodeThread, EncoderConfig, Setup};
+use lightpipe_codec::{Alternative, AudioSetup, AudioThread, Content, CpuBudget, EncodeThread, EncoderConfig, Setup};
 #[cfg(feature = "vpx")]
 use lightpipe_media::VideoCodec;
 use lightpipe_media::{AudioQueue, EventLog, FrameQueue, MediaClock, PixelFormat, Size, Stream};
@@ -86,7 +86,7 @@ pub(crate) fn encoder(
     frames: &Arc<FrameQueue>,
     clock: MediaClock,
     events: &EventLog,
-    (video, simulcast): (&VideoConfig, &SimulcastConfig),
+    (video, simulcast, budget): (&VideoConfig, &SimulcastConfig, Option<&Arc<CpuBudget>>),
     size: Size,
     timecode: bool,
 ) -> std::io::Result<EncodeThread> {
@@ -106,6 +106,7 @@ pub(crate) fn encoder(
             },
         },
         layers: simulcast.ladder(video, size),
+        budget: budget.cloned(),
         timecode,
         make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),
         alternatives: alternatives(stream),
@@ -121,6 +122,7 @@ pub(crate) struct Workshop<'a> {
     pub(crate) clock: MediaClock,
     pub(crate) events: &'a EventLog,
     pub(crate) config: &'a Config,
+    pub(crate) budget: Option<&'a Arc<CpuBudget>>,
 }
 
 impl Workshop<'_> {
@@ -268,7 +270,7 @@ pub(crate) fn start(
     workshop: Workshop<'_>,
     own_sound: bool,
 ) -> Result<Running, ServerError> {
-    let Workshop { clock, events, config } = workshop;
+    let Workshop { clock, events, config, budget } = workshop;
     let own_sound = own_sound && config.audio.enabled;
     let video = &config.video;
     let frames = Arc::new(FrameQueue::new(video.queue_frames));
@@ -398,10 +400,9 @@ pub(crate) fn start(
     };
     // Encoded children publish by themselves; the encoder of a pipe that turns out to be encoded rests.
     let encoder = if raw {
-        Some(
-            encoder(stream, &frames, clock, events, (video, &config.simulcast), size, timecode)
-                .map_err(|e| fault(&e))?,
-        )
+        let how = (video, &config.simulcast, budget);
+        let threads = encoder(stream, &frames, clock, events, how, size, timecode);
+        Some(threads.map_err(|e| fault(&e))?)
     } else {
         None
     };

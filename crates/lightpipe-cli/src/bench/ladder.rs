@@ -69,6 +69,7 @@ impl Run {
             events: EventLog::new(),
             config: setup.config,
             layers: setup.ladder.clone(),
+            budget: None,
             timecode: false,
             make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),
             alternatives: Vec::new(),

@@ -51,6 +51,23 @@ async fn viewers_get_the_layer_that_they_choose_and_nothing_else_is_encoded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_cpu_budget_does_not_carry_is_left_out_from_the_best_layer_down() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).size(1280, 720).env("LIGHTPIPE_SIMULCAST_CPU_PERCENT", "1").start();
+    let viewer = Viewer::join(&server, "pattern");
+    viewer.wait_pictures(5, PATIENCE);
+    let dropped = server.wait_event(0, "layer_dropped");
+    assert_eq!((&dropped["rid"], &dropped["cause"]), (&"f".into(), &"cpu_budget".into()), "{dropped}");
+    until("the viewer has a smaller one", PATIENCE, || (viewer.size()?.width < 1280).then_some(()));
+    let layer = server.stream("pattern")["layers"][0].clone();
+    assert_eq!(layer["health"], "failed", "{layer}");
+    assert!(layer["reason"].as_str().unwrap().contains("1 % of this machine"), "{layer}");
+    until("its encoder is gone", PATIENCE, || {
+        server.stream("pattern")["layers"][0]["encoder_cores"].is_null().then_some(())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_players_menu_changes_the_picture_and_not_the_session() {
     let _machine = quiet().await;
     let server = serve(&["pattern"]).size(640, 360).start();

@@ -100,6 +100,7 @@ fn encoding(stream: &Stream, stats: &StreamStats, now: MediaTime) -> Value {
         "keyframes": stats.keyframes,
         "keyframe_requests": stats.keyframe_requests,
         "encoder_starts": stats.encoder_starts,
+        "encoder_cores": stats.encoder_cores,
         "encoder_errors": stats.encoder_errors,
         "drops": { "raw_queue": stats.raw_dropped, "encoder_skip": stats.encoder_skipped },
         "stages_ms": {
