@@ -165,6 +165,9 @@ pub(crate) struct PublishFlags {
     /// Wait so long for each track to give something before the offer goes out
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     pub(crate) wait_for_tracks: f64,
+    /// Send one size, that which the network carries, instead of all side by side
+    #[arg(long)]
+    pub(crate) no_simulcast: bool,
     /// Print figures on standard output each second, as JSON lines
     #[arg(long)]
     pub(crate) json: bool,

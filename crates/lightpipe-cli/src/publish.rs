@@ -32,6 +32,7 @@ pub(crate) fn run(flags: &PublishFlags) -> anyhow::Result<ExitCode> {
     // What else the file starts is not asked for here.
     config.sources.clear();
     config.push.clear();
+    config.simulcast.push &= !flags.no_simulcast;
     let (runtime, signals) = Signals::listen()?;
     let pages = flags.serve.port.is_some();
     if !pages {

@@ -99,6 +99,10 @@ impl Layers {
         }
     }
 
+    pub(crate) fn all(&self) -> &[LayerState] {
+        &self.layers
+    }
+
     pub(crate) const fn usage(&self) -> LayerUse {
         LayerUse { sends: self.sends, wants: self.wants }
     }

@@ -20,8 +20,8 @@ mod simulcast;
 pub use layers::{LayerState, LayerUse};
 pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
 pub use peer::{
-    Counters, Credentials, DisconnectCause, GuardStep, Identity, Input, Output, Peer, PeerConfig, PeerError, PeerEvent,
-    Sent, Tracks,
+    Counters, Credentials, DisconnectCause, EncodingCounters, GuardStep, Identity, Input, Output, Peer, PeerConfig,
+    PeerError, PeerEvent, Sent, SentLayer, Tracks,
 };
 pub use publisher::{Offered, Published, Publisher, ReceivedLayer};
 pub use simulcast::MAX_LAYERS;

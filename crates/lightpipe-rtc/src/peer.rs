@@ -1,4 +1,6 @@
-//! One viewer's peer connection.
+//! One viewer's peer connection, or one to a server that takes our stream.
+
+mod encodings;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,14 +16,17 @@ use str0m::channel::ChannelId;
 use str0m::config::DtlsCert;
 use str0m::media::{Direction, MediaKind, MediaTime as RtcTime, Mid};
 use str0m::net::{Protocol, Receive};
-use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc};
+use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc, StreamTx};
 use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc, RtcConfig};
 
 use crate::control::{self, FromPage, ToPage, ViewerStats};
-use crate::demux;
 use crate::layers::{LayerState, LayerUse, Layers};
 use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
 use crate::pacer::{Admitted, Pacer};
+use crate::{demux, simulcast};
+
+use self::encodings::Encodings;
+pub use self::encodings::{EncodingCounters, SentLayer};
 
 /// Packets kept for retransmission. Covers [`RTX_CACHE_AGE`] of a 6 Mbit/s stream; payloads are shared between viewers, so an
 /// entry costs its header only.
@@ -215,6 +220,10 @@ pub enum PeerEvent {
     Estimate(u64),
     /// Pictures of these layers are to be given from now on, and of no others.
     Layer(LayerUse),
+    /// The same of simulcast: all of these go out side by side.
+    Simulcast(Vec<usize>),
+    /// One of them cannot be decoded without a keyframe; the others can.
+    LayerKeyframeWanted(usize),
     /// It noticed that it shows pictures ever later, or we did, and this was done about it.
     FellBehind {
         /// What was done.
@@ -407,6 +416,8 @@ pub struct Peer {
     audio: Option<Outgoing>,
     pacer: Pacer,
     layers: Layers,
+    /// The RIDs that go out side by side; none to a viewer, which has one video stream.
+    encodings: Encodings,
     /// When something was last done against pictures that come ever later.
     guarded_at: Option<Instant>,
     /// Since when the oldest queued picture has been older than [`BACKLOG_BEHIND`].
@@ -468,6 +479,49 @@ impl Outgoing {
             next_seq_no: fastrand::u64(1..0x8000),
         }
     }
+
+    /// Gives the engine what the pacer lets go now; tells each packet's picture, RTP timestamp and payload length, and whether it is the
+    /// picture's last.
+    fn release(
+        &mut self,
+        now: Instant,
+        stream: &mut StreamTx,
+        pacer: &mut Pacer,
+        extensions_sent: &mut Option<Instant>,
+        config: &PeerConfig,
+        mut wrote: impl FnMut(&AccessUnit, u32, usize, bool),
+    ) {
+        let Self { line, next_seq_no, .. } = self;
+        let repeat_extensions =
+            extensions_sent.is_none_or(|at| now.saturating_duration_since(at) >= EXTENSION_INTERVAL);
+        // What all packets of a picture share; worked out once.
+        let mut shared: Option<(u32, Instant, Option<ExtensionValues>)> = None;
+        pacer.release(now, |unit, rtp_timestamp, index| {
+            let payloads = unit.rtp_payloads();
+            let Some(payload) = payloads.get(index) else { return };
+            if shared.as_ref().is_none_or(|(of, ..)| *of != rtp_timestamp) {
+                // All packets of a picture carry the same extensions, so that they have equal lengths and leave in one call.
+                let extended = unit.keyframe || (repeat_extensions && index == 0);
+                if extended && index == 0 {
+                    *extensions_sent = Some(now);
+                }
+                let extensions = extended.then(|| extensions_of(config, unit));
+                shared = Some((rtp_timestamp, config.clock.instant(unit.captured), extensions));
+            }
+            let Some((_, wallclock, extensions)) = &shared else { return };
+            let marker = index + 1 == payloads.len();
+            let mut packet =
+                RtpWrite::new(line.pt, (*next_seq_no).into(), rtp_timestamp, *wallclock, Arc::clone(payload))
+                    .marker(marker)
+                    .nackable(true);
+            if let Some(extensions) = extensions {
+                packet = packet.ext_vals(extensions.clone());
+            }
+            stream.write_rtp(packet);
+            *next_seq_no += 1;
+            wrote(unit, rtp_timestamp, payload.len(), marker);
+        });
+    }
 }
 
 impl Peer {
@@ -493,15 +547,34 @@ impl Peer {
     /// Offers what a stream has: the sending end of WHIP. [`Self::accept_answer`] comes next; until then the session waits, for as
     /// long as the caller likes. The first picture sent will be a keyframe.
     pub fn offer(config: PeerConfig, tracks: Tracks, now: Instant) -> Result<(Self, String), PeerError> {
+        Self::offer_layers(config, tracks, &[], now)
+    }
+
+    /// The same with simulcast of these RIDs, best first, where there are two or more; at most [`crate::MAX_LAYERS`]. The answer may take
+    /// some of them, or one video stream as without.
+    pub fn offer_layers(
+        config: PeerConfig,
+        tracks: Tracks,
+        rids: &[String],
+        now: Instant,
+    ) -> Result<(Self, String), PeerError> {
+        let simulcast = simulcast::offered(rids);
         // RFC 8843 §15 wants MID in an offer, and a server that reads no `a=ssrc` needs it.
-        let rtc_config = rtc_config(&config, tracks).set_extension(4, str0m::rtp::Extension::RtpMid);
+        let mut rtc_config = rtc_config(&config, tracks).set_extension(4, str0m::rtp::Extension::RtpMid);
+        if simulcast.is_some() {
+            rtc_config = rtc_config
+                .set_extension(10, str0m::rtp::Extension::RtpStreamId)
+                .set_extension(11, str0m::rtp::Extension::RepairedRtpStreamId);
+        }
         let mut peer = Self::new(rtc_config, config, tracks, now);
+        peer.encodings.offer(simulcast.is_some().then_some(rids));
         let mut change = peer.rtc.sdp_api();
         // One media stream (RFC 8830) for both, or a receiver would not play them in sync.
         let stream = Some(format!("{:016x}", fastrand::u64(..)));
         let kinds = [(tracks.video.is_some(), MediaKind::Video), (tracks.audio, MediaKind::Audio)];
         for (_, kind) in kinds.into_iter().filter(|(has, _)| *has) {
-            change.add_media(kind, Direction::SendOnly, stream.clone(), None, None);
+            let simulcast = simulcast.clone().filter(|_| kind == MediaKind::Video);
+            change.add_media(kind, Direction::SendOnly, stream.clone(), None, simulcast);
         }
         let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
         peer.pending = Some(pending);
@@ -518,8 +591,9 @@ impl Peer {
         self.server_heard = Some(now);
         self.candidates = answer.matches("a=candidate:").count();
         let mids = negotiate::mids_of(&self.offer);
+        self.open_encodings(&mids, answer);
         self.open_lines(&mids);
-        if self.video.is_none() && self.audio.is_none() {
+        if self.video.is_none() && self.encodings.is_empty() && self.audio.is_none() {
             return Err(AnswerError::NothingTaken.into());
         }
         Ok(())
@@ -541,6 +615,7 @@ impl Peer {
             audio: None,
             pacer: Pacer::new(),
             layers: Layers::default(),
+            encodings: Encodings::default(),
             guarded_at: None,
             backlog_since: None,
             last_timestamp: None,
@@ -574,7 +649,8 @@ impl Peer {
 
     /// Finds the lines on which we send, once both sides have agreed.
     fn open_lines(&mut self, mids: &[Mid]) {
-        let video = self.tracks.video.and_then(|codec| negotiate::video_line(&self.rtc, mids, codec));
+        let one = self.encodings.is_empty();
+        let video = self.tracks.video.filter(|_| one).and_then(|codec| negotiate::video_line(&self.rtc, mids, codec));
         let audio = if self.tracks.audio { negotiate::audio_line(&self.rtc, mids) } else { None };
         let mut direct = self.rtc.direct_api();
         self.video = video.and_then(|line| {
@@ -655,6 +731,7 @@ impl Peer {
             self.pacer.require_keyframe();
         }
         self.layers.set(layers, sends);
+        self.place_encodings();
         self.look_at_layers(now);
     }
 
@@ -676,6 +753,10 @@ impl Peer {
     }
 
     fn look_at_layers(&mut self, now: Instant) {
+        if !self.encodings.is_empty() {
+            self.look_at_encodings(now);
+            return;
+        }
         let share = self.video_estimate_bps().map(|bps| (bps as f64 * ESTIMATE_SHARE) as u64);
         if self.connected && self.closing.is_none() && self.layers.look(now, share) {
             self.events.push_back(PeerEvent::Layer(self.layers.usage()));
@@ -772,6 +853,7 @@ impl Peer {
                         Some(ssrc) if self.video.as_ref().is_some_and(|video| *video.ssrc == ssrc) => {
                             self.on_media_out(now);
                         }
+                        Some(ssrc) if self.encodings.has(ssrc) => self.on_media_out(now),
                         Some(ssrc) if self.audio.as_ref().is_some_and(|audio| *audio.ssrc == ssrc) => {}
                         Some(_) => self.probed = Some(now),
                         None => {}
@@ -844,7 +926,8 @@ impl Peer {
         {
             at = self.next_shared_turn(at);
         }
-        if let Some(pace) = self.pacer.wake_at().filter(|_| self.connected && self.closing.is_none()) {
+        let pace = self.pacer.wake_at().into_iter().chain(self.encodings.wake_at()).min();
+        if let Some(pace) = pace.filter(|_| self.connected && self.closing.is_none()) {
             at = at.min(pace);
         }
         if let Some((_, limit)) = self.closing {
@@ -890,6 +973,10 @@ impl Peer {
     fn on_picture(&mut self, now: Instant, unit: &Arc<AccessUnit>, layer: usize) -> Result<(), PeerError> {
         if !self.connected || self.closing.is_some() {
             return Ok(());
+        }
+        if !self.encodings.is_empty() {
+            self.offer_to_encoding(now, unit, layer);
+            return self.advance(now);
         }
         let before = self.layers.usage();
         let taken = self.layers.takes(layer, unit.keyframe);
@@ -952,6 +1039,7 @@ impl Peer {
     fn advance(&mut self, now: Instant) -> Result<(), PeerError> {
         if self.connected && self.closing.is_none() {
             self.release_batch(now);
+            self.release_encodings(now);
         }
         self.engine_now = self.engine_now.max(now);
         self.engine(|rtc| rtc.handle_input(str0m::Input::Timeout(now)))
@@ -963,7 +1051,7 @@ impl Peer {
             pacer,
             counters,
             config,
-            video: Some(Outgoing { line, ssrc, next_seq_no, .. }),
+            video: Some(video),
             extensions_sent,
             last_capture,
             sent,
@@ -974,35 +1062,9 @@ impl Peer {
             return;
         };
         let mut direct = rtc.direct_api();
-        let Some(stream) = direct.stream_tx(ssrc) else { return };
-        let repeat_extensions =
-            extensions_sent.is_none_or(|at| now.saturating_duration_since(at) >= EXTENSION_INTERVAL);
-        // What all packets of a picture share; worked out once.
-        let mut shared: Option<(u32, Instant, Option<ExtensionValues>)> = None;
-        pacer.release(now, |unit, rtp_timestamp, index| {
-            let payloads = unit.rtp_payloads();
-            let Some(payload) = payloads.get(index) else { return };
-            if shared.as_ref().is_none_or(|(of, ..)| *of != rtp_timestamp) {
-                // All packets of a picture carry the same extensions, so that they have equal lengths and leave in one call.
-                let extended = unit.keyframe || (repeat_extensions && index == 0);
-                if extended && index == 0 {
-                    *extensions_sent = Some(now);
-                }
-                let extensions = extended.then(|| extensions_of(config, unit));
-                shared = Some((rtp_timestamp, config.clock.instant(unit.captured), extensions));
-            }
-            let Some((_, wallclock, extensions)) = &shared else { return };
-            let marker = index + 1 == payloads.len();
-            let mut packet =
-                RtpWrite::new(line.pt, (*next_seq_no).into(), rtp_timestamp, *wallclock, Arc::clone(payload))
-                    .marker(marker)
-                    .nackable(true);
-            if let Some(extensions) = extensions {
-                packet = packet.ext_vals(extensions.clone());
-            }
-            stream.write_rtp(packet);
+        let Some(stream) = direct.stream_tx(&video.ssrc) else { return };
+        video.release(now, stream, pacer, extensions_sent, config, |unit, rtp_timestamp, _, marker| {
             *in_engine += 1;
-            *next_seq_no += 1;
             if marker {
                 counters.sent_frames += 1;
                 *last_capture = Some((rtp_timestamp, unit.captured));
@@ -1054,9 +1116,13 @@ impl Peer {
                 self.events.push_back(PeerEvent::Connected);
             }
             str0m::Event::IceConnectionStateChange(state) => self.on_ice_state(now, state),
-            str0m::Event::KeyframeRequest(_) => {
+            str0m::Event::KeyframeRequest(request) => {
                 self.counters.keyframe_requests += 1;
-                self.events.push_back(PeerEvent::KeyframeWanted);
+                if self.encodings.is_empty() {
+                    self.events.push_back(PeerEvent::KeyframeWanted);
+                } else {
+                    self.on_encoding_keyframe_request(request.rid);
+                }
             }
             str0m::Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. }) => {
                 // The first is where it begins: a target for the encoder, no reason to hold packets back.
@@ -1075,7 +1141,9 @@ impl Peer {
             }
             str0m::Event::MediaEgressStats(stats) => {
                 let is = |track: &Option<Outgoing>| track.as_ref().is_some_and(|track| track.line.mid == stats.mid);
-                if is(&self.video) {
+                if !self.encodings.is_empty() && self.on_encoding_stats(&stats) {
+                    // Counted by RID.
+                } else if is(&self.video) {
                     self.counters.nacks = stats.nacks;
                     self.counters.loss = stats.loss.or(self.counters.loss);
                 } else if is(&self.audio) {
@@ -1156,7 +1224,9 @@ impl Peer {
         }
         self.counters.estimate_bps = Some(bps);
         // Probes stop at the desired rate: an estimate above it says that there is room, not how much.
-        self.pacer.set_estimate((measured && bps < self.config.desired_bitrate_bps).then_some(bps));
+        let pace = (measured && bps < self.config.desired_bitrate_bps).then_some(bps);
+        self.pacer.set_estimate(pace);
+        self.encodings.set_estimate(pace);
         self.events.push_back(PeerEvent::Estimate(bps));
     }
 

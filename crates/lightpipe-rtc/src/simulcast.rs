@@ -1,6 +1,6 @@
-//! Simulcast in descriptions (RFC 8851, 8853): which layers of a publisher we take.
+//! Simulcast in descriptions (RFC 8851, 8853): which layers of a publisher we take, and which of ours others do.
 
-use str0m::media::Rid;
+use str0m::media::{Rid, Simulcast, SimulcastLayer};
 
 use crate::OfferError;
 
@@ -42,17 +42,41 @@ pub(crate) fn with_our_layers(offer: &str) -> Result<String, OfferError> {
 
 /// RIDs of the m-line with this mid, best first as its writer ordered them: of an offer that [`with_our_layers`] went over.
 pub(crate) fn layers_of(offer: &str, mid: &str) -> Vec<String> {
-    let mut sections = offer.split("\nm=").skip(1);
-    let section = sections.find(|s| s.lines().any(|l| l.strip_prefix("a=mid:").is_some_and(|m| m.trim_end() == mid)));
-    let rids = section.into_iter().flat_map(sent);
+    let rids = section_of(offer, mid).into_iter().flat_map(|section| listed(section, "send"));
     rids.map(|rid| rid.trim_start_matches('~').to_owned()).collect()
 }
 
-/// RIDs that a section's `a=simulcast` line sends, the first of each group of alternatives; `~` marks those that begin paused.
-fn sent(section: &str) -> impl Iterator<Item = &str> {
+/// Simulcast of these RIDs for an offer of ours; none where it would be no choice, or the names are none (RFC 8852 §3).
+pub(crate) fn offered(rids: &[String]) -> Option<Simulcast> {
+    let good = |rid: &String| (1..=MAX_RID_LEN).contains(&rid.len()) && rid.bytes().all(|b| b.is_ascii_alphanumeric());
+    let distinct = rids.iter().enumerate().all(|(at, rid)| !rids[..at].contains(rid));
+    if !(2..=MAX_LAYERS).contains(&rids.len()) || !distinct || !rids.iter().all(good) {
+        return None;
+    }
+    let mut simulcast = Simulcast::new();
+    rids.iter().for_each(|rid| simulcast.add_send_layer(SimulcastLayer::new(rid)));
+    Some(simulcast)
+}
+
+/// RIDs that an answer takes of those that we offered on the line with this mid, best first; one that it wants paused it does not want yet.
+pub(crate) fn taken(answer: &str, mid: &str, offered: &[String]) -> Vec<Rid> {
+    let Some(section) = section_of(answer, mid) else { return Vec::new() };
+    let mut taken: Vec<&str> = listed(section, "recv").filter(|rid| offered.iter().any(|ours| ours == rid)).collect();
+    taken.sort_by_key(|rid| offered.iter().position(|ours| ours == rid));
+    taken.dedup();
+    taken.into_iter().map(Rid::from).collect()
+}
+
+fn section_of<'a>(sdp: &'a str, mid: &str) -> Option<&'a str> {
+    let mut sections = sdp.split("\nm=").skip(1);
+    sections.find(|s| s.lines().any(|l| l.strip_prefix("a=mid:").is_some_and(|m| m.trim_end() == mid)))
+}
+
+/// RIDs that a section's `a=simulcast` line has for a direction, the first of each group of alternatives; `~` marks those that begin paused.
+fn listed<'a>(section: &'a str, direction: &str) -> impl Iterator<Item = &'a str> {
     let line = section.lines().find_map(|line| line.strip_prefix("a=simulcast:")).unwrap_or_default();
     let mut words = line.split_ascii_whitespace();
-    let list = words.find(|word| *word == "send").and_then(|_| words.next()).unwrap_or_default();
+    let list = words.find(|word| *word == direction).and_then(|_| words.next()).unwrap_or_default();
     list.split(';').filter_map(|group| group.split(',').next()).filter(|rid| !rid.is_empty())
 }
 
@@ -74,7 +98,7 @@ fn wanted(section: &str) -> Result<Vec<&str>, OfferError> {
         defined.push((rid, direction.trim_end().split(' ').next() == Some("send")));
     }
     let mut layers: Vec<&str> = Vec::new();
-    for layer in sent(section) {
+    for layer in listed(section, "send") {
         let rid = layer.trim_start_matches('~');
         // RFC 8853 §5.1: a list names a RID once. One without its own line is not there (§5.3.2).
         if layers.iter().any(|other| other.trim_start_matches('~') == rid) {
@@ -132,6 +156,27 @@ mod tests {
         let offer = format!("{HEAD}{}", rids(&["f send", "q send"]));
         assert_eq!(with_our_layers(&offer).as_deref(), Ok(HEAD));
         assert_eq!(with_our_layers(HEAD).as_deref(), Ok(HEAD));
+    }
+
+    #[test]
+    fn an_answer_takes_all_some_or_none_of_what_we_offered() {
+        let ours = ["f", "h", "q"].map(str::to_owned);
+        let check = |line: &str, expected: &[&str]| {
+            let answer = format!("{HEAD}{}{line}\r\n", rids(&["f recv", "h recv", "q recv"]));
+            let expected: Vec<Rid> = expected.iter().copied().map(Rid::from).collect();
+            assert_eq!(taken(&answer, "1", &ours), expected, "{line}");
+        };
+        check("a=simulcast:recv f;h;q", &["f", "h", "q"]);
+        check("a=simulcast:recv q;f", &["f", "q"]);
+        check("a=simulcast:recv ~f;h,q;x", &["h"]);
+        check("a=simulcast:send f;h", &[]);
+        check("a=rtcp-mux", &[]);
+        assert!(taken("v=0", "1", &ours).is_empty());
+        let offers = |rids: &[&str]| offered(&rids.iter().map(|rid| (*rid).to_owned()).collect::<Vec<_>>()).is_some();
+        assert!(offers(&["f", "h", "q"]) && offers(&["f", "q"]));
+        for none in [&["f"][..], &[], &["f", "f"], &["f", "h-1"], &["f", "muchtoolong"], &["a", "b", "c", "d", "e"]] {
+            assert!(!offers(none), "{none:?}");
+        }
     }
 
     #[test]

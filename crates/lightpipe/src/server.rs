@@ -240,7 +240,8 @@ impl Server {
     }
 
     /// Publishes a stream to somebody else's WHIP server, again and again until the server stops or refuses. The offer waits up to `wait_for_tracks`
-    /// (5 s if not given) until each of the stream's tracks gives something.
+    /// (5 s if not given) until each of the stream's tracks gives something. All of the stream's layers are offered, unless `simulcast.push` says
+    /// otherwise.
     pub fn publish(
         &self,
         stream: &str,
@@ -250,6 +251,7 @@ impl Server {
         let found = self.streams.find(stream).ok_or_else(|| ServerError::NoStream(stream.to_owned()))?;
         let mut config = ClientConfig { token: endpoint.token.clone(), ..ClientConfig::new(endpoint.url.clone()) };
         config.wait_for_tracks = wait_for_tracks.unwrap_or(config.wait_for_tracks);
+        config.simulcast = self.config.simulcast.push;
         self.start_client(|| Client::publish(Arc::clone(&self.engine), found, config))
             .ok_or_else(|| ServerError::NoStream(stream.to_owned()))
     }

@@ -44,11 +44,14 @@ pub struct SimulcastConfig {
     /// `"rid:WIDTHxHEIGHT:KBPS[:FPS]"`. Default none: `f` as `[video]` says, then `h` and `q`, each half as wide and high, with 500 and 150 kbit/s
     /// at 720p, 1250 and 350 at 1080p, others in proportion to their pixels.
     pub layers: Vec<SimulcastLayer>,
+    /// Send all layers to the servers of `[push]` and of `lightpipe publish`, side by side, if they take them (RFC 8853). Otherwise, and where
+    /// they do not, they get the one that our network carries. Default true.
+    pub push: bool,
 }
 
 impl Default for SimulcastConfig {
     fn default() -> Self {
-        Self { enabled: true, cpu_percent: 0, layers: Vec::new() }
+        Self { enabled: true, cpu_percent: 0, layers: Vec::new(), push: true }
     }
 }
 

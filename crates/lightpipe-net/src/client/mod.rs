@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use ::http::Uri;
 use lightpipe_media::stream::Health;
 use lightpipe_media::{AccessUnit, Outlet, Stream};
+use lightpipe_rtc::SentLayer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -46,12 +47,15 @@ pub struct ClientConfig {
     pub token: Option<String>,
     /// How long an offer waits until each of the stream's tracks gives something. Nothing is offered while none does.
     pub wait_for_tracks: Duration,
+    /// Offer all of the stream's layers side by side (RFC 8853). A server that takes fewer gets those, one that takes none gets the layer that
+    /// its network carries.
+    pub simulcast: bool,
 }
 
 impl ClientConfig {
-    /// Waits 5 s for tracks.
+    /// Waits 5 s for tracks, and offers simulcast.
     pub const fn new(url: Uri) -> Self {
-        Self { url, token: None, wait_for_tracks: Duration::from_secs(5) }
+        Self { url, token: None, wait_for_tracks: Duration::from_secs(5), simulcast: true }
     }
 }
 
@@ -69,7 +73,8 @@ impl Client {
     /// Publishes a stream to a WHIP server, again and again until stopped. Call inside a tokio runtime.
     pub fn publish(engine: Arc<MediaEngine>, stream: Arc<Stream>, config: ClientConfig) -> Self {
         let signaling = HttpSignaling::whip(config.url.clone(), config.token.clone());
-        let session = EngineSession::new(engine, Arc::clone(&stream), Direction::Push);
+        let direction = Direction::Push { simulcast: config.simulcast };
+        let session = EngineSession::new(engine, Arc::clone(&stream), direction);
         let wait = config.wait_for_tracks;
         let ready = {
             let stream = Arc::clone(&stream);
@@ -136,6 +141,7 @@ impl Client {
             "sessions": status.sessions,
             "last_error": status.last_error,
             "peer": status.peer.as_ref().map(|peer| public_part(&peer.id).to_owned()),
+            "layers": status.peer.as_ref().map(|peer| peer.sent_layers.iter().map(sent_layer).collect::<Vec<_>>()),
         })
     }
 
@@ -163,6 +169,23 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.request_stop();
     }
+}
+
+/// One RID that we send.
+fn sent_layer(layer: &SentLayer) -> serde_json::Value {
+    let c = &layer.counters;
+    serde_json::json!({
+        "rid": layer.rid,
+        "ssrc": layer.ssrc,
+        "sent": layer.active,
+        "sent_packets": c.sent_packets,
+        "sent_bytes": c.sent_bytes,
+        "sent_frames": c.sent_frames,
+        "drops": { "wait_keyframe": c.dropped_wait_keyframe, "backlog": c.dropped_backlog },
+        "nacks": c.nacks,
+        "plis": c.keyframe_requests,
+        "loss": c.loss,
+    })
 }
 
 /// A stream without its server says why.

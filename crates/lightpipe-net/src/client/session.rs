@@ -34,8 +34,11 @@ pub trait WebRtcSession: Send + 'static {
 /// Which way media goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// The stream goes to the server.
-    Push,
+    /// The stream goes to the server, with all its layers or with one.
+    Push {
+        /// Offer all of them.
+        simulcast: bool,
+    },
     /// The server's stream feeds ours.
     Play,
 }
@@ -76,7 +79,8 @@ impl WebRtcSession for EngineSession {
         let (engine, stream, direction) = (Arc::clone(&self.engine), Arc::clone(&self.stream), self.direction);
         // Key and certificate work: a few milliseconds.
         let session = tokio::task::spawn_blocking(move || match direction {
-            Direction::Push => engine.offer_stream(&stream, Transport::WhipClient),
+            Direction::Push { simulcast: true } => engine.offer_simulcast(&stream, Transport::WhipClient),
+            Direction::Push { simulcast: false } => engine.offer_stream(&stream, Transport::WhipClient),
             Direction::Play => engine.offer_to_receive(&stream, Transport::WhepClient),
         })
         .await

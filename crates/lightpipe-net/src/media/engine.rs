@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use lightpipe_media::stream::SimulcastLayer;
 use lightpipe_media::{EventLog, Histogram, MediaClock, Stream, VideoCodec};
 use lightpipe_rtc::receiver::ReceiverCounters;
 use lightpipe_rtc::{
@@ -222,9 +223,30 @@ impl MediaEngine {
 
     /// Offers a stream to somebody else's server; [`Self::accept_answer`] comes next. The stream's encoder starts at once.
     pub fn offer_stream(&self, stream: &Arc<Stream>, transport: Transport) -> Result<NewSession, ViewerError> {
+        self.offer_stream_and_layers(stream, &[], transport)
+    }
+
+    /// The same with all of the stream's layers side by side (RFC 8853), where it has several. Those that the answer does not take are not
+    /// encoded; where it takes none there is one video stream, as without.
+    pub fn offer_simulcast(&self, stream: &Arc<Stream>, transport: Transport) -> Result<NewSession, ViewerError> {
+        let layers: Vec<SimulcastLayer> = stream.layers().iter().filter_map(|layer| layer.layer()).collect();
+        self.offer_stream_and_layers(stream, &layers, transport)
+    }
+
+    fn offer_stream_and_layers(
+        &self,
+        stream: &Arc<Stream>,
+        layers: &[SimulcastLayer],
+        transport: Transport,
+    ) -> Result<NewSession, ViewerError> {
         let created = Instant::now();
+        let mut config = self.peer_config();
+        // The estimator looks for as much as all of them need.
+        let all: u64 = layers.iter().map(|layer| layer.bitrate_bps).sum();
+        config.desired_bitrate_bps = config.desired_bitrate_bps.max(all * 5 / 4);
+        let rids: Vec<String> = layers.iter().map(|layer| layer.rid.clone()).collect();
         let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio: stream.has_audio() };
-        let (peer, offer) = Peer::offer(self.peer_config(), tracks, created)?;
+        let (peer, offer) = Peer::offer_layers(config, tracks, &rids, created)?;
         Ok(self.take_in(peer, offer, stream, transport, created))
     }
 
@@ -323,6 +345,7 @@ impl MediaEngine {
                 chosen_layer: None,
                 counters: Counters::default(),
                 received,
+                sent_layers: Vec::new(),
                 incoming_layers: Vec::new(),
                 gave: created,
                 send: Histogram::default(),

@@ -2,7 +2,7 @@
 //!
 //! Browsers send a layer when their network carries it and leave it when it does not, the best first. So the main stream gets the best
 //! layer that comes, which changes at keyframes only: recorders and others that know nothing of layers always have a picture. A lower layer
-//! that does not come is [`Health::Failed`], and viewers take another one.
+//! that does not come is [`Health::Failed`], the best one says that it rests, and viewers take another one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const BITRATE_RATIO: u64 = 4;
 
 /// The best layer until it is seen: what browsers send of a camera.
 const GUESS: (Size, u64) = (Size { width: 1280, height: 720 }, 2_000_000);
+
+/// Why a layer cannot be had.
+const LEFT_OUT: &str = "the publisher does not send this layer";
 
 /// A publisher's pictures on their way to its stream and that stream's layers.
 pub(super) struct Incoming {
@@ -85,6 +88,7 @@ impl Incoming {
             incoming.order = by_name(rids);
             incoming.arrange();
         } else {
+            main.set_resting(None);
             main.without_layers();
             main.update_stats(|stats| stats.target_bitrate_bps = None);
             incoming.layers.push(Layer::new(String::new()));
@@ -106,6 +110,7 @@ impl Incoming {
         }
         if unit.keyframe && self.feeds_main.is_none_or(|feeding| self.replaces(now, number, feeding)) {
             self.feeds_main = Some(number);
+            self.tell_stand_in();
         }
         if self.feeds_main == Some(number) {
             self.main.publish(unit);
@@ -115,6 +120,12 @@ impl Incoming {
     /// Whether the main stream had better get this layer than the one that it gets.
     fn replaces(&self, now: Instant, number: usize, feeding: usize) -> bool {
         self.rank(number) < self.rank(feeding) || !self.layers[feeding].comes(now, self.pictures)
+    }
+
+    /// Viewers that can choose are not to take another layer's pictures for the best one's.
+    fn tell_stand_in(&self) {
+        let stands_in = self.layers.len() > 1 && self.feeds_main != self.order.first().copied();
+        self.main.set_resting(stands_in.then(|| LEFT_OUT.into()));
     }
 
     fn rank(&self, number: usize) -> usize {
@@ -206,6 +217,7 @@ impl Incoming {
             }
             self.layers[*number].stream = stream;
         }
+        self.tell_stand_in();
     }
 
     /// The layers from the best to the least; those that were never seen, as their neighbours let one guess.
@@ -247,7 +259,7 @@ impl Incoming {
 }
 
 fn left_out() -> Health {
-    Health::Failed("the publisher does not send this layer".into())
+    Health::Failed(LEFT_OUT.into())
 }
 
 /// Numbers of layers, the best first: by the names that are in use where all of them have such a name, else as the publisher prefers

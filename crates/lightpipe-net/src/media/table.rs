@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use lightpipe_media::{Histogram, Size, VideoCodec};
-use lightpipe_rtc::Counters;
 use lightpipe_rtc::receiver::ReceiverCounters;
+use lightpipe_rtc::{Counters, SentLayer};
 
 /// How a peer signalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub struct PeerInfo {
     pub counters: Counters,
     /// What it sent to us, if it publishes.
     pub received: Option<ReceiverCounters>,
+    /// What we send to it side by side, if it takes simulcast of us; the best first.
+    pub sent_layers: Vec<SentLayer>,
     /// Its simulcast layers, if it publishes with any; the one that it prefers first.
     pub incoming_layers: Vec<IncomingLayer>,
     /// When it last gave a picture or sound, if it publishes; its offer until then.

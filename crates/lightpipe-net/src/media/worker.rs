@@ -88,6 +88,8 @@ struct Slot {
     layers: Vec<Arc<Stream>>,
     /// Which of them it is in the fans of.
     usage: LayerUse,
+    /// With simulcast: all of them that go out.
+    side_by_side: Option<Vec<usize>>,
     /// What the peer was told of them.
     told: Vec<LayerState>,
     /// When the peer wants to be called; older entries in the heap are stale.
@@ -100,13 +102,23 @@ struct Slot {
 impl Slot {
     /// The stream whose pictures go out, and with them the sound.
     fn sends(&self) -> &Arc<Stream> {
-        self.layers.get(self.usage.sends).unwrap_or(&self.viewer.stream)
+        let first = self.side_by_side.as_ref().and_then(|layers| layers.first());
+        self.layers.get(*first.unwrap_or(&self.usage.sends)).unwrap_or(&self.viewer.stream)
     }
 
     /// The streams whose pictures the peer wants.
     fn takes(&self) -> impl Iterator<Item = &Arc<Stream>> {
-        let wants = self.layers.get(self.usage.wants).filter(|_| self.usage.wants != self.usage.sends);
-        std::iter::once(self.sends()).chain(wants)
+        let more = match &self.side_by_side {
+            Some(layers) => layers.get(1..).unwrap_or_default(),
+            None if self.usage.wants != self.usage.sends => std::slice::from_ref(&self.usage.wants),
+            None => &[],
+        };
+        std::iter::once(self.sends()).chain(more.iter().filter_map(|layer| self.layers.get(*layer)))
+    }
+
+    /// Place of a stream among the layers.
+    fn layer_of(&self, stream: &Arc<Stream>) -> usize {
+        self.layers.iter().position(|layer| Arc::ptr_eq(layer, stream)).unwrap_or(0)
     }
 }
 
@@ -313,7 +325,7 @@ impl Worker {
 
     fn give(&mut self, key: u64, stream: &Arc<Stream>, unit: &Arc<AccessUnit>) {
         let Some(slot) = self.peers.get(&key) else { return };
-        let layer = slot.layers.iter().position(|layer| Arc::ptr_eq(layer, stream)).unwrap_or(0);
+        let layer = slot.layer_of(stream);
         let _ = self.turn(key, |peer, now| peer.handle(now, Input::Layer(unit, layer)));
     }
 
@@ -469,6 +481,7 @@ impl Worker {
             wake_at: viewer.created,
             layers: vec![Arc::clone(&viewer.stream)],
             usage: LayerUse { sends: 0, wants: 0 },
+            side_by_side: None,
             told: Vec::new(),
             viewer,
             send: Histogram::default(),
@@ -574,7 +587,14 @@ impl Worker {
                     fan.subscription.request_keyframe();
                 }
             }
-            PeerEvent::Layer(usage) => self.change_layer(key, *usage),
+            PeerEvent::LayerKeyframeWanted(layer) => {
+                let stream = self.peers.get(&key).and_then(|slot| slot.layers.get(*layer));
+                if let Some(fan) = stream.and_then(|stream| self.fans.get(&fan_key(stream))) {
+                    fan.subscription.request_keyframe();
+                }
+            }
+            PeerEvent::Layer(usage) => self.change_layer(key, |slot| slot.usage = *usage),
+            PeerEvent::Simulcast(layers) => self.change_layer(key, |slot| slot.side_by_side = Some(layers.clone())),
             PeerEvent::Estimate(_) => self.pass_on_estimates(key),
             PeerEvent::FellBehind { step, by } => {
                 EngineCounters::add(&self.shared.table.counters.guard_steps, 1);
@@ -602,6 +622,7 @@ impl Worker {
         let Some(slot) = self.peers.get_mut(&key) else { return };
         slot.connected_at = Some(self.shared.clock.at(Instant::now()));
         slot.viewer.phase.send_replace(Phase::Connected);
+        let streams: Vec<Arc<Stream>> = slot.takes().cloned().collect();
         let stream = Arc::clone(slot.sends());
         let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
         self.shared.table.update(key, |info| info.connected = true);
@@ -609,14 +630,16 @@ impl Worker {
         info!(target: "events::peer_connected", peer = public_part(&id), stream = stream.name(), took_ms = took.as_millis() as u64);
         let at = self.shared.clock.at(Instant::now());
         self.shared.events.push(at, stream.name(), EventKind::PeerConnected { peer: id, took });
-        let Some(fan) = self.fans.get_mut(&fan_key(&stream)) else { return };
-        fan.peers.push(key);
-        if fan.recent.is_empty() {
-            fan.subscription.request_keyframe();
-            return;
-        }
-        for unit in fan.recent.clone() {
-            self.give(key, &stream, &unit);
+        for stream in streams {
+            let Some(fan) = self.fans.get_mut(&fan_key(&stream)) else { continue };
+            fan.peers.push(key);
+            if fan.recent.is_empty() {
+                fan.subscription.request_keyframe();
+                continue;
+            }
+            for unit in fan.recent.clone() {
+                self.give(key, &stream, &unit);
+            }
         }
     }
 
@@ -658,11 +681,12 @@ impl Worker {
         }
     }
 
-    fn change_layer(&mut self, key: u64, usage: LayerUse) {
+    fn change_layer(&mut self, key: u64, change: impl FnOnce(&mut Slot)) {
         let Some(slot) = self.peers.get_mut(&key) else { return };
         let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
-        slot.usage = usage;
-        debug!(peer = public_part(&slot.viewer.id), sends = usage.sends, wants = usage.wants, "layer");
+        change(slot);
+        let Slot { viewer, usage, side_by_side, .. } = slot;
+        debug!(peer = public_part(&viewer.id), sends = usage.sends, wants = usage.wants, ?side_by_side, "layer");
         self.change_fans(key, &before);
         self.pass_on_estimates(key);
     }
@@ -802,9 +826,11 @@ impl Worker {
             let Some(slot) = self.peers.get(&key) else { continue };
             let counters: Counters = slot.viewer.peer.counters();
             let layer = slot.sends().layer().map(|layer| layer.rid);
+            let sent_layers = slot.viewer.peer.sent_layers();
             let chosen_layer = slot.viewer.peer.chosen_layer().map(str::to_owned);
             self.shared.table.update(key, |info| {
                 info.counters = counters;
+                info.sent_layers = sent_layers;
                 info.layer.clone_from(&layer);
                 info.chosen_layer.clone_from(&chosen_layer);
                 info.send = slot.send.clone();
@@ -841,5 +867,6 @@ impl Worker {
 
 /// What the network of a fan's best viewer carries.
 fn best_estimate(fan: &Fan, peers: &HashMap<u64, Slot>) -> Option<u64> {
-    fan.peers.iter().filter_map(|key| peers.get(key)?.viewer.peer.video_estimate_bps()).max()
+    let estimate = |slot: &Slot| slot.viewer.peer.layer_estimate_bps(slot.layer_of(&fan.stream));
+    fan.peers.iter().filter_map(|key| estimate(peers.get(key)?)).max()
 }

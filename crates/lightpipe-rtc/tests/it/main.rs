@@ -15,4 +15,5 @@ mod operations;
 mod pacing;
 mod raw;
 mod retransmission;
+mod simulcast;
 mod wire;

@@ -1,4 +1,4 @@
-//! A browser publishes its camera in three sizes; each is a layer of its own, whole and at the same times.
+//! A browser, or our own client, publishes in three sizes; each is a layer of its own, whole and at the same times.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it measured")]
 
@@ -255,4 +255,66 @@ async fn layers_come_and_go_and_so_do_publishers() {
     assert_eq!(stream.codec(), VideoCodec::H264);
     assert!(whole.0.lock().unwrap().errors.is_empty(), "{:?}", whole.0.lock().unwrap().errors);
     browser.close().await.unwrap();
+}
+
+/// Our client sends a ladder to our server: all layers decode there, in their sizes; a request for a keyframe reaches its own encoder. Without
+/// simulcast it is one size.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_client_publishes_all_layers_of_a_ladder() {
+    let ours = |push| {
+        let mut config = lightpipe::Config::default();
+        config.server.host = [127, 0, 0, 1].into();
+        config.server.port = 0;
+        (config.video.width, config.video.height, config.video.fps) = (640, 360, 15.0);
+        config.simulcast.push = push;
+        config.simulcast.layers =
+            ["f:640x360:800", "h:320x180:250", "q:160x90:100"].map(|layer| layer.parse().unwrap()).to_vec();
+        config.sources.insert("pattern".to_owned(), lightpipe::config::SourceTexts::One("pattern".to_owned()));
+        Server::headless(config).expect("a free port")
+    };
+    let theirs = server();
+    let push = |client: &Server| {
+        let endpoint = format!("{}/whip/live", theirs.url()).parse().unwrap();
+        client.publish("pattern", &endpoint, None).unwrap()
+    };
+    let sender = ours(true);
+    let client = push(&sender);
+    let stream = until("the stream", || theirs.streams().find("live")).await;
+    let layers = until("all layers", || {
+        let layers = stream.layers();
+        (layers.len() == 3 && layers.iter().all(|layer| live(layer)) && stream.stats().size? == Size::new(640, 360))
+            .then_some(layers)
+    })
+    .await;
+    let watching: Vec<_> = layers.iter().map(watch).collect();
+    until("pictures of all layers", || watching.iter().all(|(seen, _)| seen.count() >= 45).then_some(())).await;
+    for ((seen, _), (width, height)) in watching.iter().zip([(640, 360), (320, 180), (160, 90)]) {
+        let seen = seen.0.lock().unwrap();
+        assert!(seen.errors.is_empty(), "{:?}", seen.errors);
+        assert!(seen.decoded.values().all(|size| *size == Size::new(width, height)), "{:?}", seen.decoded);
+    }
+    let told = until("figures", || {
+        let told = client.to_json()["layers"].as_array().cloned()?;
+        told.iter().all(|layer| layer["sent_frames"].as_u64() > Some(45)).then_some(told)
+    })
+    .await;
+    let told: Vec<_> = told.iter().map(|layer| (layer["rid"].as_str().unwrap(), &layer["sent"])).collect();
+    assert_eq!(told, ["f", "h", "q"].map(|rid| (rid, &Value::Bool(true))));
+
+    let encoders = sender.streams().find("pattern").unwrap().layers();
+    let requests = || encoders.iter().map(|layer| layer.stats().keyframe_requests).collect::<Vec<_>>();
+    let before = requests();
+    watching[1].1.request_keyframe();
+    until("a request at the encoder in the middle", || (requests()[1] > before[1]).then_some(())).await;
+    assert_eq!((requests()[0], requests()[2]), (before[0], before[2]));
+    sender.stop();
+    until("nobody publishes", || (!live(&stream)).then_some(())).await;
+
+    let sender = ours(false);
+    let client = push(&sender);
+    until("one size", || (live(&stream) && stream.layers().len() == 1).then_some(())).await;
+    until("figures", || client.status().peer.filter(|peer| peer.counters.sent_frames > 15)).await;
+    assert_eq!(client.to_json()["layers"].as_array().map(Vec::len), Some(0));
+    sender.stop();
+    theirs.stop();
 }
