@@ -323,7 +323,7 @@ fn a_keyframe_request_reaches_its_own_layer_only() {
     session.run(Duration::from_secs(2));
     assert_eq!(session.sizes, SIZES.map(Some));
     assert_eq!(session.came, [session.came[0]; 3]);
-    for layer in 0..3 {
+    for (layer, rid) in RIDS.iter().enumerate() {
         let (asked, requests) = (session.asked, session.keyframe_requests());
         let keyframes = session.encoders.each_ref().map(|encoder| encoder.keyframes);
         session.publisher.request_keyframe(layer, session.now);
@@ -331,7 +331,7 @@ fn a_keyframe_request_reaches_its_own_layer_only() {
         session.run(Duration::from_secs(1));
         for other in 0..3 {
             let more = u64::from(other == layer);
-            assert_eq!(session.asked[other], asked[other] + more, "{} asked for {}", RIDS[other], RIDS[layer]);
+            assert_eq!(session.asked[other], asked[other] + more, "{} asked for {rid}", RIDS[other]);
             assert_eq!(session.keyframe_requests()[other], requests[other] + more);
             assert_eq!(session.encoders[other].keyframes, keyframes[other] + more);
         }
