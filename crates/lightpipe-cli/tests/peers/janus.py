@@ -1,6 +1,7 @@
 """A WHIP endpoint (RFC 9725) in front of a Janus on port 8088 of this host: what is published goes into room 1 of its VideoRoom.
 
-Its first line of output is its address. `GET /report` tells what a subscriber of that room, on aiortc, decoded.
+Its first line of output is its address. `GET /report` tells what a subscriber of that room, on aiortc, decoded; `POST /substream/N` lets it have
+another layer of a publisher's simulcast, 0 the least, and begins to count anew.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import aiohttp
 from aiohttp import web
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
-from common import NO_STUN, Meters, wait_for_the_end
+from common import NO_STUN, Meters, PictureMeter, wait_for_the_end
 
 ROOM = 1
 
@@ -61,6 +62,8 @@ class Endpoint:
         self.janus = janus
         self.publisher = None
         self.subscriber = None
+        self.subscription = None
+        self.videos = []
         self.meters = Meters()
         self.deleted = False
 
@@ -77,16 +80,25 @@ class Endpoint:
     async def subscribe(self, feed):
         # Before its media is there the room has no such publisher.
         await self.publisher.event("webrtcup")
-        janus = await Janus(self.http, self.janus).open()
+        janus = self.subscription = await Janus(self.http, self.janus).open()
         offered = await janus.message(
             {"request": "join", "ptype": "subscriber", "room": ROOM, "streams": [{"feed": feed}]}
         )
+        streams = offered["plugindata"]["data"]["streams"]
+        self.videos = [stream["mid"] for stream in streams if stream["type"] == "video"]
         self.subscriber = RTCPeerConnection(NO_STUN)
         self.meters.watch(self.subscriber)
         await self.subscriber.setRemoteDescription(RTCSessionDescription(offered["jsep"]["sdp"], "offer"))
         await self.subscriber.setLocalDescription(await self.subscriber.createAnswer())
         answer = {"type": "answer", "sdp": self.subscriber.localDescription.sdp}
         await janus.message({"request": "start"}, jsep=answer)
+
+    async def choose(self, request):
+        substream = int(request.match_info["n"])
+        wanted = [{"mid": mid, "substream": substream} for mid in self.videos]
+        await self.subscription.message({"request": "configure", "streams": wanted})
+        self.meters.picture = PictureMeter(8)
+        return web.Response()
 
     async def delete(self, _request):
         self.deleted = True
@@ -104,6 +116,7 @@ async def main(args):
         app.router.add_post("/whip/room", endpoint.post)
         app.router.add_delete("/whip/room/1", endpoint.delete)
         app.router.add_get("/report", endpoint.report)
+        app.router.add_post("/substream/{n}", endpoint.choose)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, args.host, 0).start()

@@ -136,9 +136,8 @@ impl Incoming {
     pub(super) fn wanted_keyframes(&mut self, now: Instant, at: MediaTime) -> Vec<usize> {
         let of_main = self.main.demand(at).keyframe;
         let feeding = self.feeds_main;
-        let silent = feeding.is_some_and(|feeding| !self.layers[feeding].comes(now, self.pictures));
-        // Its end is noticed here: the next one takes over with a keyframe.
-        let successor = if silent { self.best_that_comes(now) } else { None };
+        // The end of a layer is noticed here, and that another one is the best: it takes over with a keyframe.
+        let successor = self.best_that_comes(now).filter(|best| feeding != Some(*best));
         let wanted = |(number, layer): (usize, &Layer)| {
             let asked = layer.stream.as_ref().is_some_and(|stream| stream.demand(at).keyframe);
             (asked || successor == Some(number) || (of_main && feeding == Some(number))).then_some(number)
@@ -277,4 +276,153 @@ fn by_name(rids: &[String]) -> Vec<usize> {
         order.sort_by_key(|number| rank(&rids[*number]));
     }
     order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightpipe_media::{Outlet, Stages, Subscription, VideoCodec};
+    use std::sync::Mutex;
+
+    /// Widths of what an outlet got.
+    #[derive(Default)]
+    struct Widths(Mutex<Vec<u32>>);
+
+    impl Outlet for Widths {
+        fn deliver(&self, unit: &Arc<AccessUnit>) {
+            self.0.lock().expect("not poisoned").push(unit.size.width);
+        }
+    }
+
+    impl Widths {
+        fn take(&self) -> Vec<u32> {
+            std::mem::take(&mut self.0.lock().expect("not poisoned"))
+        }
+    }
+
+    /// A publisher on a clock of its own, 20 pictures a second.
+    struct Publisher {
+        start: Instant,
+        ms: u64,
+        incoming: Incoming,
+        seen: Arc<Widths>,
+        _seeing: Subscription,
+    }
+
+    impl Publisher {
+        fn new(main: &Arc<Stream>, rids: &[&str]) -> Self {
+            let start = Instant::now();
+            let rids: Vec<String> = rids.iter().map(|rid| (*rid).to_owned()).collect();
+            let seen = Arc::new(Widths::default());
+            let seeing = main.subscribe(seen.clone());
+            Self { start, ms: 0, incoming: Incoming::new(main, &rids, start), seen, _seeing: seeing }
+        }
+
+        /// A tenth of a second: two pictures of each layer, by number and width. The first is a keyframe where that is wanted, or was
+        /// never sent.
+        fn send(&mut self, layers: &[(usize, u32)]) {
+            for _ in 0..2 {
+                self.ms += 50;
+                let (now, at) = (self.now(), MediaTime::from_micros(self.ms as i64 * 1000));
+                let wanted = self.incoming.wanted_keyframes(now, at);
+                for (number, width) in layers {
+                    let keyframe = wanted.contains(number) || self.incoming.layers[*number].last.is_none();
+                    let size = Size::new(*width, width / 2);
+                    let data: &[u8] = &[0; 1000];
+                    let unit = AccessUnit::new(VideoCodec::H264, data, at, keyframe, size, Stages::all_at(at));
+                    self.incoming.publish(now, *number, &Arc::new(unit));
+                }
+                if self.ms % 1000 == 0 {
+                    self.incoming.look(now);
+                }
+            }
+        }
+
+        fn send_for(&mut self, tenths: usize, layers: &[(usize, u32)]) {
+            (0..tenths).for_each(|_| self.send(layers));
+        }
+
+        fn now(&self) -> Instant {
+            self.start + Duration::from_millis(self.ms)
+        }
+    }
+
+    fn rids(main: &Arc<Stream>) -> Vec<String> {
+        main.layers().iter().filter_map(|layer| layer.layer()).map(|layer| layer.rid).collect()
+    }
+
+    fn can_be_had(main: &Arc<Stream>) -> Vec<bool> {
+        main.layers().iter().map(|l| l.resting().is_none() && !matches!(l.health(), Health::Failed(_))).collect()
+    }
+
+    #[test]
+    fn the_main_stream_gets_the_best_that_comes() {
+        let main = Stream::new("s", VideoCodec::H264);
+        let mut publisher = Publisher::new(&main, &["f", "h", "q"]);
+        assert_eq!(rids(&main), ["f", "h", "q"]);
+        publisher.send(&[(2, 160)]);
+        assert_eq!(publisher.seen.take(), [160, 160], "at once");
+        assert_eq!(can_be_had(&main), [false, false, true]);
+        publisher.send(&[(0, 640), (1, 320), (2, 160)]);
+        assert_eq!(publisher.seen.take(), [640, 640]);
+        assert_eq!(can_be_had(&main), [true, true, true]);
+        // The best one ends; the next takes over with a keyframe that it is asked for.
+        publisher.send_for(20, &[(1, 320), (2, 160)]);
+        let seen = publisher.seen.take();
+        assert!(seen.len() > 20 && seen.iter().all(|width| *width == 320), "{seen:?}");
+        assert_eq!(can_be_had(&main), [false, true, true]);
+        assert_eq!(main.health(), Health::Live);
+        publisher.send_for(20, &[(1, 320)]);
+        assert_eq!(can_be_had(&main), [false, true, false]);
+        publisher.incoming.fail("gone");
+        assert_eq!(can_be_had(&main), [false, false, false]);
+    }
+
+    #[test]
+    fn sizes_tell_which_layer_is_the_best() {
+        let main = Stream::new("s", VideoCodec::H264);
+        let mut publisher = Publisher::new(&main, &["a", "b"]);
+        assert_eq!(rids(&main), ["a", "b"]);
+        publisher.send_for(30, &[(0, 320), (1, 640)]);
+        assert_eq!(rids(&main), ["b", "a"]);
+        publisher.seen.take();
+        publisher.send(&[(0, 320), (1, 640)]);
+        assert_eq!(publisher.seen.take(), [640, 640]);
+        let told: Vec<u32> = main.layers().iter().filter_map(|l| l.layer()).map(|l| l.size.width).collect();
+        assert_eq!(told, [640, 320]);
+        // All sizes change, one after the other: no reason to turn the order around.
+        publisher.send_for(5, &[(0, 320), (1, 240)]);
+        publisher.send_for(40, &[(0, 120), (1, 240)]);
+        assert_eq!(rids(&main), ["b", "a"]);
+    }
+
+    #[test]
+    fn layers_stay_when_their_publisher_comes_back_and_go_with_one_that_has_none() {
+        let main = Stream::new("s", VideoCodec::H264);
+        let first = Publisher::new(&main, &["q", "f"]);
+        let lower = main.layers()[1].clone();
+        assert_eq!(rids(&main), ["f", "q"], "by name");
+        first.incoming.fail("gone");
+        drop(first);
+        let second = Publisher::new(&main, &["f", "q"]);
+        assert!(Arc::ptr_eq(&lower, &main.layers()[1]) && !lower.is_withdrawn());
+        drop(second);
+        let mut third = Publisher::new(&main, &[]);
+        third.send(&[(0, 640)]);
+        assert!(lower.is_withdrawn() && rids(&main).is_empty());
+        assert_eq!(can_be_had(&main), [true]);
+        assert_eq!(third.seen.take(), [640, 640]);
+    }
+
+    #[test]
+    fn what_was_never_seen_is_guessed_from_the_others() {
+        let main = Stream::new("s", VideoCodec::H264);
+        let mut publisher = Publisher::new(&main, &["f", "h", "q"]);
+        let told = |main: &Arc<Stream>| -> Vec<(u32, u64)> {
+            main.layers().iter().filter_map(|l| l.layer()).map(|l| (l.size.width, l.bitrate_bps)).collect()
+        };
+        assert_eq!(told(&main), [(1280, 2_000_000), (640, 500_000), (320, 125_000)]);
+        publisher.send_for(10, &[(1, 480)]);
+        assert_eq!(told(&main), [(960, 640_000), (480, 160_000), (240, 40_000)]);
+    }
 }

@@ -323,7 +323,7 @@ fn a_keyframe_request_reaches_its_own_layer_only() {
     session.run(Duration::from_secs(2));
     assert_eq!(session.sizes, SIZES.map(Some));
     assert_eq!(session.came, [session.came[0]; 3]);
-    for (layer, rid) in RIDS.iter().enumerate() {
+    for (layer, rid) in RIDS.into_iter().enumerate() {
         let (asked, requests) = (session.asked, session.keyframe_requests());
         let keyframes = session.encoders.each_ref().map(|encoder| encoder.keyframes);
         session.publisher.request_keyframe(layer, session.now);
