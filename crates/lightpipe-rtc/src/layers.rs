@@ -23,8 +23,8 @@ const UP_AFTER: Duration = Duration::from_millis(800);
 /// Pause after coming down before going up again.
 const UP_PAUSE: Duration = Duration::from_secs(2);
 
-/// The same where the way down came within [`FAILED_WITHIN`] of the way up: the network does not carry what its estimate said. Doubles
-/// each time.
+/// The same for the layer that was left within [`FAILED_WITHIN`] of the way up to it, and those above: the network does not carry what its
+/// estimate said. Doubles each time.
 const FAILED_PAUSE: Duration = Duration::from_secs(10);
 const FAILED_PAUSE_MAX: Duration = Duration::from_secs(80);
 const FAILED_WITHIN: Duration = Duration::from_secs(10);
@@ -81,6 +81,8 @@ pub(crate) struct Layers {
     raised_at: Option<Instant>,
     up_not_before: Option<Instant>,
     failed_pause: Option<Duration>,
+    /// Neither this layer nor a better one before then.
+    failed: Option<(usize, Instant)>,
     barren: Option<(usize, Instant)>,
     switches: u64,
 }
@@ -126,7 +128,7 @@ impl Layers {
             },
         };
         self.chosen = chosen;
-        (self.better, self.up_not_before, self.barren) = (None, None, None);
+        (self.better, self.up_not_before, self.failed, self.barren) = (None, None, None, None);
         true
     }
 
@@ -162,6 +164,7 @@ impl Layers {
             (self.raised_at, self.failed_pause) = (None, None);
         }
         self.ceiling = self.ceiling.filter(|(_, until)| now < *until);
+        self.failed = self.failed.filter(|(_, until)| now < *until);
         let right = self.right(share_bps);
         if right == self.wants {
             self.better = None;
@@ -189,15 +192,12 @@ impl Layers {
             return false;
         }
         if right > self.wants {
-            let failed = self.raised_at.take().is_some_and(|at| now.saturating_duration_since(at) < FAILED_WITHIN);
-            let pause = if failed {
+            if self.raised_at.take().is_some_and(|at| now.saturating_duration_since(at) < FAILED_WITHIN) {
                 let pause = self.failed_pause.map_or(FAILED_PAUSE, |last| (last * 2).min(FAILED_PAUSE_MAX));
                 self.failed_pause = Some(pause);
-                pause
-            } else {
-                UP_PAUSE
-            };
-            self.up_not_before = Some(now + pause);
+                self.failed = Some((self.wants, now + pause));
+            }
+            self.up_not_before = Some(now + UP_PAUSE);
         } else {
             self.raised_at = Some(now);
         }
@@ -235,6 +235,9 @@ impl Layers {
             return chosen;
         }
         let fits = |layer: usize| {
+            if layer < self.wants && self.failed.is_some_and(|(failed, _)| layer <= failed) {
+                return false;
+            }
             let Some(share) = share_bps else { return true };
             let margin = match layer.cmp(&self.wants) {
                 std::cmp::Ordering::Less => UP_MARGIN,
@@ -331,6 +334,21 @@ mod tests {
         let ups: Vec<u64> = switches.iter().filter(|(_, layer)| *layer == 0).map(|(at, _)| *at).collect();
         assert!((3..=5).contains(&ups.len()), "{ups:?}");
         assert!(ups.windows(2).all(|pair| pair[1] - pair[0] >= 10_000), "{ups:?}");
+    }
+
+    #[test]
+    fn an_attempt_that_failed_holds_nobody_below_the_layers_that_did_not() {
+        let mut viewer = Viewer::new(ladder());
+        viewer.run(2_000, |_| 1_000_000);
+        viewer.run(6_000, |_| 1_500_000);
+        assert_eq!(viewer.layers.usage().sends, 0);
+        assert_eq!(viewer.run(2_000, |_| 200_000).last().map(|(_, layer)| *layer), Some(2), "all the way down");
+        let back = viewer.run(6_000, |_| 1_500_000);
+        assert_eq!(
+            back.iter().map(|(_, layer)| *layer).collect::<Vec<_>>(),
+            [1],
+            "the middle one soon, the best not yet: {back:?}"
+        );
     }
 
     #[test]
