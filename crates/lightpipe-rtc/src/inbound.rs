@@ -100,6 +100,8 @@ pub(crate) struct Inbound {
     payloads: Vec<Arc<[u8]>>,
     /// When the first packet of the picture being collected arrived.
     began: Option<Instant>,
+    /// RTP timestamp of the picture being collected.
+    collecting: u32,
     /// The picture being collected is damaged.
     damaged: bool,
     /// Pictures depend on one that is missing.
@@ -121,6 +123,7 @@ impl Inbound {
             collect: Collect::new(codec),
             payloads: Vec::new(),
             began: None,
+            collecting: 0,
             damaged: false,
             needs_keyframe: true,
             size: None,
@@ -204,6 +207,11 @@ impl Inbound {
             }
             let packet = entry.remove();
             self.next_seq_no = Some(seq_no + 1);
+            if self.began.is_some() && self.collecting != packet.rtp_timestamp {
+                // The sender gave the last picture up before its end.
+                self.abandon();
+            }
+            self.collecting = packet.rtp_timestamp;
             self.began.get_or_insert(packet.arrived);
             if !self.damaged && self.collect(&packet.payload).is_err() {
                 self.damaged = true;
@@ -213,6 +221,17 @@ impl Inbound {
                 self.complete(now, &packet);
             }
         }
+    }
+
+    /// The picture being collected will not be whole.
+    fn abandon(&mut self) {
+        self.collect.reset();
+        self.payloads.clear();
+        self.began = None;
+        self.damaged = false;
+        self.needs_keyframe = true;
+        self.keyframe_wanted = true;
+        self.counters.undecodable += 1;
     }
 
     fn collect(&mut self, payload: &Arc<[u8]>) -> Result<(), DepacketizeError> {
