@@ -4,6 +4,8 @@
 //! and the next wake-up time come out. There is no socket, no task and no clock in here, so the same code runs behind
 //! the media workers and in virtual time over a simulated network.
 
+mod climb;
+mod collapse;
 pub mod control;
 pub mod demux;
 #[cfg(feature = "rsa")]

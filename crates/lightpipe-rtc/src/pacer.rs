@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lightpipe_media::packetize::MAX_PAYLOAD_LEN;
 use lightpipe_media::{AccessUnit, MediaTime};
 
 /// Packets that leave together. An ordinary 2.5 Mbit/s picture at 30 fps has ten; 16 × 1.2 kB is also what a
@@ -15,8 +16,27 @@ use lightpipe_media::{AccessUnit, MediaTime};
 pub(crate) const BATCH_PACKETS: usize = 16;
 
 /// Pacing above the estimate: a paced queue must drain faster than the average rate fills it, or every picture
-/// would wait for the one before (libwebrtc uses the same factor).
-const HEADROOM: f64 = 2.5;
+/// would wait for the one before. libwebrtc has 2.5, with which a keyframe is a queue of 100 ms that the estimator takes for congestion.
+const HEADROOM: f64 = 1.6;
+
+/// The same for a while after a collapse: the keyframe that makes the new beginning has to fit through, and the estimate is still falling.
+const HEADROOM_SETTLING: f64 = 1.0;
+
+/// Slowest pacing, bits per second: what an encoder goes down to has to fit through whatever the estimate says.
+const SLOWEST_BPS: f64 = 400_000.0;
+
+/// Longest that one picture is spread by a low estimate.
+const LONGEST_SPREAD: Duration = Duration::from_millis(250);
+
+/// Time that one batch takes at the pace of a low estimate. All sixteen packets at once are 200 ms of a path of 0.8 Mbit/s.
+const BATCH_TIME: Duration = Duration::from_millis(10);
+
+/// How early before the end of a silence a keyframe is kept, and is asked for.
+const EARLY_KEYFRAME: Duration = Duration::from_millis(300);
+const ASK_BEFORE: Duration = Duration::from_millis(70);
+
+/// Fewest packets that leave together.
+const SMALLEST_BATCH: usize = 2;
 
 /// Oldest picture that may still be sent. A viewer that is further behind than this sees better what comes after the
 /// next keyframe.
@@ -39,6 +59,8 @@ pub(crate) enum Admitted {
     Queued,
     /// A keyframe has to come first.
     WaitsForKeyframe,
+    /// Nothing goes out for a while.
+    Silent,
     /// The backlog was too old: it is dropped, a keyframe has to come.
     Overrun {
         dropped: u64,
@@ -53,6 +75,8 @@ pub(crate) struct Pacer {
     frame_interval: Duration,
     last_captured: Option<MediaTime>,
     estimate_bps: Option<u64>,
+    silent_until: Option<Instant>,
+    settling_until: Option<Instant>,
 }
 
 impl Pacer {
@@ -64,6 +88,8 @@ impl Pacer {
             frame_interval: Duration::from_millis(33),
             last_captured: None,
             estimate_bps: None,
+            silent_until: None,
+            settling_until: None,
         }
     }
 
@@ -88,6 +114,13 @@ impl Pacer {
         std::mem::take(&mut self.queue).len() as u64
     }
 
+    /// The same, and takes nothing for so long; the keyframe then goes out slowly.
+    pub(crate) fn fall_silent(&mut self, now: Instant, pause: Duration, settling: Duration) -> u64 {
+        self.silent_until = Some(now + pause);
+        self.settling_until = Some(now + pause + settling);
+        self.drop_backlog()
+    }
+
     pub(crate) const fn needs_keyframe(&self) -> bool {
         self.needs_keyframe
     }
@@ -95,6 +128,15 @@ impl Pacer {
     /// Takes a picture, or says why not.
     pub(crate) fn offer(&mut self, now: Instant, unit: &Arc<AccessUnit>, rtp_timestamp: u32) -> Admitted {
         self.learn_interval(unit.captured);
+        if let Some(left) =
+            self.silent_until.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+        {
+            // A keyframe that comes a little early waits: another one is not made so soon.
+            if !(unit.keyframe && left <= EARLY_KEYFRAME) && self.needs_keyframe {
+                return if left <= ASK_BEFORE { Admitted::WaitsForKeyframe } else { Admitted::Silent };
+            }
+            self.next_at = self.silent_until;
+        }
         if self.needs_keyframe && !unit.keyframe {
             return Admitted::WaitsForKeyframe;
         }
@@ -126,14 +168,20 @@ impl Pacer {
         if self.queue.is_empty() || self.next_at.is_some_and(|at| now < at) {
             return false;
         }
-        let mut room = BATCH_PACKETS;
+        let pace = self.pace_bps(now);
+        let mut room = pace.map_or(BATCH_PACKETS, |bps| {
+            let bytes = bps * BATCH_TIME.as_secs_f64() / 8.0;
+            ((bytes / MAX_PAYLOAD_LEN as f64) as usize).clamp(SMALLEST_BATCH, BATCH_PACKETS)
+        });
+        let batch = room;
         let mut bytes = 0;
-        let mut largest = 0;
+        let (mut largest, mut largest_bytes) = (0, 0);
         while room > 0
             && let Some(front) = self.queue.front_mut()
         {
             let payloads = front.unit.rtp_payloads();
             largest = largest.max(payloads.len());
+            largest_bytes = largest_bytes.max(front.unit.data.len());
             while room > 0
                 && let Some(payload) = payloads.get(front.next)
             {
@@ -146,22 +194,36 @@ impl Pacer {
                 self.queue.pop_front();
             }
         }
-        let gap = self.gap_after(largest, bytes);
+        let gap = self.gap_after(largest, batch, pace, largest_bytes, bytes);
         // Measured from the plan, not from a late wake-up, unless the wake-up was later than a whole gap.
         let base = self.next_at.filter(|at| now.saturating_duration_since(*at) < gap).unwrap_or(now);
         self.next_at = Some(base + gap);
         true
     }
 
-    /// Pause after a batch of a picture of `packets` packets.
-    fn gap_after(&self, packets: usize, batch_bytes: usize) -> Duration {
-        let batches = packets.div_ceil(BATCH_PACKETS).max(1) as u32;
+    /// Bits per second at which batches leave, where the estimate is low.
+    fn pace_bps(&self, now: Instant) -> Option<f64> {
+        let settling = self.settling_until.is_some_and(|until| now < until);
+        let headroom = if settling { HEADROOM_SETTLING } else { HEADROOM };
+        self.estimate_bps.map(|bps| (bps as f64 * headroom).max(SLOWEST_BPS))
+    }
+
+    /// Pause after a batch of up to `batch` packets, with `bytes`, of a picture of `packets` packets.
+    fn gap_after(
+        &self,
+        packets: usize,
+        batch: usize,
+        pace: Option<f64>,
+        picture_bytes: usize,
+        bytes: usize,
+    ) -> Duration {
+        let batches = packets.div_ceil(batch).max(1) as u32;
         let spread = if batches > 1 { self.frame_interval / 2 / batches } else { Duration::ZERO };
-        let by_estimate = self.estimate_bps.map_or(Duration::ZERO, |bps| {
-            Duration::from_secs_f64(batch_bytes as f64 * 8.0 / (bps.max(50_000) as f64 * HEADROOM))
+        let by_estimate = pace.map_or(Duration::ZERO, |bps| {
+            let least = picture_bytes as f64 * 8.0 / LONGEST_SPREAD.as_secs_f64();
+            Duration::from_secs_f64(bytes as f64 * 8.0 / bps.max(least))
         });
-        // A path with room for the ordinary stream is not slowed down by its estimate: ordinary pictures leave whole.
-        spread.max(by_estimate.min(self.frame_interval))
+        spread.max(by_estimate)
     }
 
     /// When [`Self::release`] has something to do next.
@@ -221,14 +283,33 @@ mod tests {
     }
 
     #[test]
-    fn low_estimate_spreads_but_never_beyond_one_interval_per_batch() {
+    fn low_estimate_spreads_in_small_batches_but_never_for_long() {
         let start = Instant::now();
         let mut pacer = Pacer::new();
         pacer.set_estimate(Some(1_000_000));
         pacer.offer(start, &unit(0, 90_000, true), 0);
         let batches = drain(&mut pacer, start);
         let took = batches.last().expect("some").0;
-        assert!((100..=170).contains(&took), "{batches:?}");
+        assert!((230..=250).contains(&took), "{batches:?}");
+        assert!(batches.iter().all(|(_, packets)| *packets <= 3), "{batches:?}");
+    }
+
+    #[test]
+    fn silence_ends_with_a_keyframe_that_may_come_early() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut pacer = Pacer::new();
+        let offer = |pacer: &mut Pacer, ms: u64, keyframe| {
+            pacer.offer(at(ms), &unit(ms as i64, 1_000, keyframe), 90 * ms as u32)
+        };
+        assert_eq!(offer(&mut pacer, 0, true), Admitted::Queued);
+        assert_eq!(pacer.fall_silent(at(10), Duration::from_millis(390), Duration::from_secs(2)), 1);
+        assert_eq!(offer(&mut pacer, 33, true), Admitted::Silent, "too early");
+        assert_eq!(offer(&mut pacer, 66, false), Admitted::Silent);
+        assert_eq!(offer(&mut pacer, 333, false), Admitted::WaitsForKeyframe, "asks");
+        assert_eq!(offer(&mut pacer, 366, true), Admitted::Queued);
+        assert_eq!(offer(&mut pacer, 399, false), Admitted::Queued);
+        assert_eq!(drain(&mut pacer, at(399)).first(), Some(&(1, 2)));
     }
 
     #[test]

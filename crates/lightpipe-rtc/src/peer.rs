@@ -19,6 +19,8 @@ use str0m::net::{Protocol, Receive};
 use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc, StreamTx};
 use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc, RtcConfig};
 
+use crate::climb::Climb;
+use crate::collapse::{self, CollapseWatch, Finding};
 use crate::control::{self, FromPage, ToPage, ViewerStats};
 use crate::layers::{LayerState, LayerUse, Layers};
 use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
@@ -39,9 +41,16 @@ const RTX_CACHE_AGE: Duration = Duration::from_millis(1200);
 /// loss that a bad Wi-Fi has every evening; half of the traffic still ends a NACK storm.
 const RTX_RATIO_CAP: f32 = 0.5;
 
-/// After this long without any candidate pair that could still work a session is over. The engine itself takes up to 24 s to
-/// call a silent pair dead; together this is the half minute after which browsers have given up too.
+/// The same for a while after a collapse, where each packet that is sent again pushes another one out of the queue.
+const RTX_RATIO_CAP_SETTLING: f32 = 0.15;
+
+/// After this long without any candidate pair that could still work a session is over. The engine itself takes up to 45 s to
+/// call a silent pair dead, see [`STUN_RETRANSMITS`].
 const ICE_DISCONNECTED_LIMIT: Duration = Duration::from_secs(5);
+
+/// Checks without an answer after which the engine calls a pair dead: half a minute without a network, a lift or a tunnel, is survived. The
+/// engine's own nine are over after half of that.
+pub(crate) const STUN_RETRANSMITS: usize = 16;
 
 /// Time for connectivity checks to find a path: of a new session, and after an ICE restart.
 const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -415,6 +424,10 @@ pub struct Peer {
     video: Option<Outgoing>,
     audio: Option<Outgoing>,
     pacer: Pacer,
+    watch: CollapseWatch,
+    climb: Climb,
+    /// The engine was told to want less, so that wanting more makes it probe.
+    probe_prepared: bool,
     layers: Layers,
     /// The RIDs that go out side by side; none to a viewer, which has one video stream.
     encodings: Encodings,
@@ -614,6 +627,9 @@ impl Peer {
             video: None,
             audio: None,
             pacer: Pacer::new(),
+            watch: CollapseWatch::default(),
+            climb: Climb::default(),
+            probe_prepared: false,
             layers: Layers::default(),
             encodings: Encodings::default(),
             guarded_at: None,
@@ -860,6 +876,7 @@ impl Peer {
                     }
                     self.counters.sent_packets += 1;
                     self.counters.sent_bytes += t.contents.len() as u64;
+                    self.watch.sent(now, t.contents.len());
                     let to = self.path.route(now, t.destination, &t.contents);
                     return Output::Send { from: t.source, to, payload: t.contents.into() };
                 }
@@ -1006,7 +1023,7 @@ impl Peer {
             _ => taken_at,
         };
         let admitted = self.pacer.offer(now, unit, rtp_timestamp);
-        if admitted != Admitted::WaitsForKeyframe {
+        if !matches!(admitted, Admitted::WaitsForKeyframe | Admitted::Silent) {
             self.last_timestamp = Some(rtp_timestamp);
         }
         match admitted {
@@ -1019,6 +1036,7 @@ impl Peer {
                 self.counters.dropped_wait_keyframe += 1;
                 self.ask_keyframe_once();
             }
+            Admitted::Silent => self.counters.dropped_backlog += 1,
             Admitted::Overrun { dropped } => {
                 self.counters.dropped_backlog += dropped;
                 if self.pacer.needs_keyframe() {
@@ -1127,16 +1145,25 @@ impl Peer {
             str0m::Event::EgressBitrateEstimate(BweKind::Twcc { estimate, .. }) => {
                 // The first is where it begins: a target for the encoder, no reason to hold packets back.
                 let measured = self.mean_estimate.replace(estimate).is_some();
-                self.on_estimate(self.current_estimate.map_or(estimate, |current| current.min(estimate)), measured);
+                self.on_estimate(
+                    now,
+                    self.current_estimate.map_or(estimate, |current| current.min(estimate)),
+                    measured,
+                );
             }
             str0m::Event::PeerStats(stats) => {
                 // RTCP's round trip follows the media path; ICE's keepalive is there before the first report.
                 let ice = stats.selected_candidate_pair.and_then(|p| p.current_round_trip_time);
                 self.counters.rtt = stats.rtt.or(ice).or(self.counters.rtt);
                 self.current_estimate = stats.bwe_tx;
+                if let Some(current) = stats.bwe_tx {
+                    self.climb.look(now, current.as_u64());
+                }
+                self.notice_collapse(now, stats.egress_loss_fraction, stats.rtt);
                 self.doubt_estimate(now, stats.egress_loss_fraction);
-                if let (Some(current), Some(mean)) = (stats.bwe_tx, self.mean_estimate) {
-                    self.on_estimate(current.min(mean), true); // down at once, up with the mean
+                self.probe_for_more(now);
+                if let (Some(current), Some(mean)) = (self.current_estimate, self.mean_estimate) {
+                    self.on_estimate(now, current.min(mean), true); // down at once, up with the mean
                 }
             }
             str0m::Event::MediaEgressStats(stats) => {
@@ -1217,8 +1244,8 @@ impl Peer {
         self.path_deadline = Some(self.path_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
     }
 
-    fn on_estimate(&mut self, estimate: Bitrate, measured: bool) {
-        let bps = estimate.as_u64();
+    fn on_estimate(&mut self, now: Instant, estimate: Bitrate, measured: bool) {
+        let bps = self.climb.believed(now, estimate.as_u64());
         if self.counters.estimate_bps.is_some_and(|last| (bps as f64 / last as f64 - 1.0).abs() < ESTIMATE_STEP) {
             return;
         }
@@ -1230,12 +1257,70 @@ impl Peer {
         self.events.push_back(PeerEvent::Estimate(bps));
     }
 
+    /// What is under way is lost or late, or the estimator thinks so: see [`CollapseWatch`].
+    fn notice_collapse(&mut self, now: Instant, loss: Option<f32>, rtt: Option<Duration>) {
+        // Of several encodings side by side each has its own queue; the least simply goes on.
+        let one = self.connected && self.encodings.is_empty();
+        let Some(current) = self.current_estimate.filter(|_| one) else { return };
+        if self.watch.has_settled(now) {
+            self.forget_sent(RTX_RATIO_CAP);
+        }
+        let enough = self.counters.estimate_bps.is_some_and(|bps| bps >= self.config.desired_bitrate_bps);
+        match self.watch.look(now, current.as_u64(), loss, rtt, enough) {
+            None => {}
+            Some(Finding::Mistaken { carried_bps }) => self.begin_estimate_again(now, carried_bps, carried_bps),
+            Some(Finding::Collapse { pause, carried_bps, unnoticed }) => {
+                self.forget_sent(RTX_RATIO_CAP_SETTLING);
+                if unnoticed {
+                    self.begin_estimate_again(now, carried_bps, carried_bps);
+                }
+                self.climb.meet(now, carried_bps);
+                self.counters.dropped_backlog += self.pacer.fall_silent(now, pause, collapse::SETTLING);
+                self.keyframe_asked = false;
+                self.guarded_at = Some(now);
+                self.counters.guard_steps += 1;
+                self.events.push_back(PeerEvent::FellBehind { step: GuardStep::Keyframe, by: pause });
+            }
+        }
+    }
+
+    /// Nothing that was sent so far will be sent again, and of what comes no more than this share.
+    fn forget_sent(&mut self, rtx_ratio_cap: f32) {
+        let Some(ssrc) = self.video.as_ref().map(|video| video.ssrc) else { return };
+        if let Some(stream) = self.rtc.direct_api().stream_tx(&ssrc) {
+            stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(rtx_ratio_cap));
+        }
+    }
+
+    /// The estimator forgets what it knows and starts at `bps`, of which so much is to be believed until it has measured.
+    fn begin_estimate_again(&mut self, now: Instant, bps: u64, believed: u64) {
+        self.rtc.bwe().reset(Bitrate::from(bps));
+        self.climb.begins_again(now, bps, believed);
+        self.current_estimate = Some(Bitrate::from(bps));
+    }
+
+    /// The engine probes at once where it is told to want more than before.
+    fn probe_for_more(&mut self, now: Instant) {
+        let desired = self.config.desired_bitrate_bps;
+        if std::mem::take(&mut self.probe_prepared) {
+            self.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(desired));
+            return;
+        }
+        let Some(current) = self.current_estimate.filter(|_| self.connected) else { return };
+        let believed = self.climb.believed(now, current.as_u64());
+        if self.climb.probe_is_due(now, believed, desired) {
+            self.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(believed / 2));
+            self.probe_prepared = true;
+        }
+    }
+
     fn doubt_estimate(&mut self, now: Instant, loss: Option<f32>) {
         let Some(current) = self.current_estimate else { return };
         let low = current.as_u64() < self.config.desired_bitrate_bps / 3;
         let lossless = loss.is_none_or(|loss| loss < 0.01);
         if self.doubt.is_due(now, low, lossless) {
-            self.rtc.bwe().reset(Bitrate::from(current.as_u64() * 2));
+            let believed = self.climb.believed(now, current.as_u64());
+            self.begin_estimate_again(now, current.as_u64() * 2, believed);
         }
     }
 
@@ -1340,6 +1425,7 @@ fn rtc_config(config: &PeerConfig, tracks: Tracks) -> RtcConfig {
     // Our first check leaves before the viewer has read our answer, and is dropped there; the retransmissions find it ready.
     // At the engine's 250 ms a viewer with a host candidate in its offer needs a second to connect (measured).
     rtc_config.set_initial_stun_rto(INITIAL_STUN_RTO);
+    rtc_config.set_max_stun_retransmits(STUN_RETRANSMITS);
     negotiate::with_codec(rtc_config, tracks.video.unwrap_or(VideoCodec::H264))
 }
 

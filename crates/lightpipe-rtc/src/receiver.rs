@@ -17,7 +17,7 @@ use str0m::{Candidate, IceConnectionState, Rtc};
 
 use crate::inbound::Inbound;
 use crate::negotiate;
-use crate::peer::{Identity, Output, PeerError, PeerEvent};
+use crate::peer::{Identity, Output, PeerError, PeerEvent, STUN_RETRANSMITS};
 use crate::{DisconnectCause, OfferError};
 
 pub use crate::inbound::REORDER_WAIT;
@@ -93,6 +93,8 @@ impl std::ops::AddAssign for ReceiverCounters {
 pub struct Receiver {
     rtc: Rtc,
     pending: Option<SdpPendingOffer>,
+    /// Its address from the answer to a restart on.
+    moved_to: Option<SocketAddr>,
     connected: bool,
     closed: bool,
     inbound: Inbound,
@@ -118,7 +120,8 @@ impl Receiver {
         address: SocketAddr,
         now: Instant,
     ) -> Result<(Self, String), PeerError> {
-        let config = identity.engine().set_rtp_mode(true).clear_codecs();
+        let mut config = identity.engine().set_rtp_mode(true).clear_codecs();
+        config.set_max_stun_retransmits(STUN_RETRANSMITS);
         let mut rtc = negotiate::with_codec(config, codec).build(now);
         let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| OfferError::Malformed(e.to_string()))?;
         rtc.add_local_candidate(candidate);
@@ -128,6 +131,7 @@ impl Receiver {
         let receiver = Self {
             rtc,
             pending: Some(pending),
+            moved_to: None,
             connected: false,
             closed: false,
             inbound: Inbound::new(mid, codec),
@@ -142,7 +146,23 @@ impl Receiver {
         let answer = SdpAnswer::from_sdp_string(answer).map_err(|e| malformed(&e))?;
         let pending = self.pending.take().ok_or_else(|| malformed(&"a second answer"))?;
         self.rtc.sdp_api().accept_answer(pending, answer)?;
+        if let Some(address) = self.moved_to.take() {
+            // The engine forgets the old addresses only now.
+            let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| malformed(&e))?;
+            self.rtc.add_local_candidate(candidate);
+        }
         Ok(())
+    }
+
+    /// It has another address, and the old one is gone: the offer of an ICE restart (RFC 8445 §9), of which [`Self::accept_answer`] takes
+    /// the answer.
+    pub fn restart_offer(&mut self, address: SocketAddr) -> Result<String, PeerError> {
+        let mut change = self.rtc.sdp_api();
+        change.ice_restart(false);
+        let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
+        self.pending = Some(pending);
+        self.moved_to = Some(address);
+        Ok(offer.to_sdp_string())
     }
 
     /// Whether ICE and DTLS are done.

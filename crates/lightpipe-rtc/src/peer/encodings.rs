@@ -231,6 +231,8 @@ impl Peer {
                 0
             }
             Admitted::Overrun { dropped } => dropped,
+            // Only a single encoding falls silent.
+            Admitted::Silent => 1,
         };
         encoding.counters.dropped_backlog += dropped;
         self.counters.dropped_backlog += dropped;
