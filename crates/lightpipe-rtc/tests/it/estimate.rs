@@ -157,10 +157,10 @@ fn estimate_recovers_when_the_network_does() {
     lab.connect();
     lab.run_for(secs(10));
     let before = lab.encoder.bitrate_bps;
-    lab.pairs[viewer].down.reconfigure(slow);
+    lab.pairs[viewer].down.reconfigure(lab.now, slow);
     lab.run_for(secs(15));
     let during = lab.encoder.bitrate_bps;
-    lab.pairs[viewer].down.reconfigure(fast);
+    lab.pairs[viewer].down.reconfigure(lab.now, fast);
     let took = lab.run_until(secs(60), |lab| lab.encoder.bitrate_bps >= 1_900_000);
     println!("encoder before {before}, on 1 Mbit/s {during}, back at 1.9 Mbit/s after {took:?}");
     assert!(before >= 1_900_000, "{before}");

@@ -177,11 +177,11 @@ fn short_outage_is_survived() {
     lab.run_for(secs(3));
     for direction in [true, false] {
         let dead = link().with_loss(1.0);
-        lab.pairs[viewer].down.reconfigure(if direction { dead.clone() } else { link() });
-        lab.pairs[viewer].up.reconfigure(dead);
+        lab.pairs[viewer].down.reconfigure(lab.now, if direction { dead.clone() } else { link() });
+        lab.pairs[viewer].up.reconfigure(lab.now, dead);
         lab.run_for(secs(3));
-        lab.pairs[viewer].down.reconfigure(link());
-        lab.pairs[viewer].up.reconfigure(link());
+        lab.pairs[viewer].down.reconfigure(lab.now, link());
+        lab.pairs[viewer].up.reconfigure(lab.now, link());
         lab.run_for(secs(4));
         let pair = &lab.pairs[viewer];
         assert!(lab.now - pair.pictures.last().unwrap().completed < ms(100), "no picture after an outage of 3 s");

@@ -30,7 +30,7 @@ use nfq::{Message, Queue, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::link::{Counters, Link, LinkConfig, Packet};
+use super::{Counters, Link, LinkConfig, Packet};
 
 /// Address of the server's end of the cable.
 pub const SERVER_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -345,7 +345,7 @@ fn open_queue() -> io::Result<Queue> {
 fn shape(mut queue: Queue, mut link: Link<Held>, orders: &mpsc::Receiver<Order>) {
     loop {
         match orders.try_recv() {
-            Ok(Order::Reconfigure(config)) => link.reconfigure(config),
+            Ok(Order::Reconfigure(config)) => link.reconfigure(Instant::now(), config),
             Ok(Order::Count(answer)) => _ = answer.send(link.counters()),
             Err(mpsc::TryRecvError::Empty) => {}
             Err(mpsc::TryRecvError::Disconnected) => return,

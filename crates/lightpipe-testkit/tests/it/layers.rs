@@ -16,8 +16,9 @@ const LAYERS: &[(&str, u8)] = &[
     ("lightpipe-browser", 1),
     ("lightpipe-pipeline", 2),
     ("lightpipe-rtc", 2),
-    ("lightpipe-testkit", 3),
     ("lightpipe-net", 3),
+    ("lightpipe-netlab", 3),
+    ("lightpipe-testkit", 4),
     ("lightpipe", 4),
     ("lightpipe-cli", 5),
     ("xtask", 5),
@@ -94,7 +95,7 @@ fn the_peer_engine_sees_only_media_and_signalling() {
 #[test]
 fn thinking_crates_see_no_runtime_and_no_socket() {
     let graph = Graph::read();
-    for name in ["lightpipe-media", "lightpipe-signal", "lightpipe-rtc"] {
+    for name in ["lightpipe-media", "lightpipe-signal", "lightpipe-rtc", "lightpipe-netlab"] {
         let reach = graph.reach(name);
         for banned in ["tokio", "mio", "socket2", "axum"] {
             assert!(!reach.contains(banned), "{name} must not see {banned}");

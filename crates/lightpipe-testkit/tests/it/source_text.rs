@@ -52,7 +52,7 @@ fn check(folder: &Path, text: impl Fn(&str) -> Vec<(usize, String)>, banned: &[S
 #[test]
 fn thinking_crates_have_no_clock_no_sleep_and_no_socket() {
     let banned = ["Instant::now(", "SystemTime::now(", "thread::sleep", "std::net::UdpSocket", "UdpSocket::bind"];
-    for name in ["lightpipe-media", "lightpipe-signal", "lightpipe-rtc"] {
+    for name in ["lightpipe-media", "lightpipe-signal", "lightpipe-rtc", "lightpipe-netlab"] {
         let folder = repository().join("crates").join(name).join("src");
         let text = |source: &str| code(source).map(|(n, line)| (n, line.to_owned())).collect();
         check(&folder, text, &banned.map(str::to_owned));

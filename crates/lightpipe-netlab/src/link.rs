@@ -12,8 +12,10 @@ use fastrand::Rng;
 pub struct LinkConfig {
     /// Time in flight of every packet.
     pub delay: Duration,
-    /// Added to the delay: uniform between nothing and this, without changing the order.
+    /// Added to the delay: between nothing and this, without changing the order.
     pub jitter: Duration,
+    /// How the jitter is distributed.
+    pub jitter_shape: Jitter,
     /// Probability that a packet is lost, each for itself.
     pub loss: f64,
     /// Losses that come in bursts, beside `loss`.
@@ -28,6 +30,15 @@ pub struct LinkConfig {
     pub rate_bps: Option<u64>,
     /// What may wait before the narrowest place; what does not fit is dropped (drop-tail).
     pub queue: QueueLimit,
+}
+
+/// How often a packet gets how much of a link's jitter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jitter {
+    /// Any share as often as any other.
+    Uniform,
+    /// Normal around the half, cut off at three standard deviations: the bounded delay variation of RFC 8868.
+    Normal,
 }
 
 /// Room before the narrowest place of a link; only counts where `rate_bps` is set.
@@ -52,11 +63,22 @@ pub struct GilbertElliott {
     pub loss_bad: f64,
 }
 
+impl GilbertElliott {
+    /// Loses `share` of the packets in bursts of `length` on average, and none between them (Gilbert's model).
+    #[must_use]
+    pub fn lossy(share: f64, length: f64) -> Self {
+        let bad_to_good = 1.0 / length.max(1.0);
+        let good_to_bad = bad_to_good * share / (1.0 - share).max(f64::EPSILON);
+        Self { good_to_bad, bad_to_good, loss_good: 0.0, loss_bad: 1.0 }
+    }
+}
+
 impl Default for LinkConfig {
     fn default() -> Self {
         Self {
             delay: Duration::ZERO,
             jitter: Duration::ZERO,
+            jitter_shape: Jitter::Uniform,
             loss: 0.0,
             bursts: None,
             duplicate: 0.0,
@@ -81,6 +103,13 @@ impl LinkConfig {
     #[must_use]
     pub fn with_jitter_millis(mut self, millis: u64) -> Self {
         self.jitter = Duration::from_millis(millis);
+        self
+    }
+
+    /// Sets [`jitter_shape`](Self::jitter_shape).
+    #[must_use]
+    pub fn with_jitter_shape(mut self, shape: Jitter) -> Self {
+        self.jitter_shape = shape;
         self
     }
 
@@ -222,9 +251,9 @@ impl<P: Packet> Link<P> {
             && let Some(copy) = packet.duplicate()
         {
             self.counters.duplicated += 1;
-            self.launch(arrival, copy);
+            self.launch(departure, arrival, copy);
         }
-        self.launch(arrival, packet);
+        self.launch(departure, arrival, packet);
         None
     }
 
@@ -245,9 +274,19 @@ impl<P: Packet> Link<P> {
         self.in_flight.peek().map(|Reverse(next)| next.arrival)
     }
 
-    /// Changes the network under way: a drop in bandwidth, a tunnel. What is in flight arrives as planned.
-    pub fn reconfigure(&mut self, config: LinkConfig) {
-        self.config = config;
+    /// Changes the network under way: a drop in bandwidth, a tunnel. What has passed the narrowest place arrives as planned, what
+    /// waits before it goes at the new rate.
+    pub fn reconfigure(&mut self, now: Instant, config: LinkConfig) {
+        let before = std::mem::replace(&mut self.config, config).rate_bps;
+        if let Some(before) = before.filter(|_| self.config.rate_bps != before) {
+            self.hurry_or_delay(now, before);
+        }
+    }
+
+    /// How long a packet that is sent now would wait before its own transmission begins.
+    #[must_use]
+    pub fn backlog(&self, now: Instant) -> Duration {
+        self.busy_until.map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now))
     }
 
     /// How it treats packets now.
@@ -265,10 +304,7 @@ impl<P: Packet> Link<P> {
     /// End of the packet's transmission, `None` when the queue has no room for it.
     fn transmit(&mut self, now: Instant, len: usize) -> Option<Instant> {
         let Some(rate_bps) = self.config.rate_bps else { return Some(now) };
-        while let Some((_, len)) = self.waiting.front().copied().filter(|(sent, _)| *sent <= now) {
-            self.waiting.pop_front();
-            self.waiting_bytes -= len;
-        }
+        self.forget_sent(now);
         let start = self.busy_until.map_or(now, |busy| busy.max(now));
         let full = match self.config.queue {
             QueueLimit::Bytes(limit) => self.waiting_bytes + len > limit,
@@ -277,12 +313,50 @@ impl<P: Packet> Link<P> {
         if full {
             return None;
         }
-        let nanos = (len as u128 * 8 * 1_000_000_000) / u128::from(rate_bps.max(1));
-        let end = start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let end = start + time_of(len as u64 * 8, rate_bps);
         self.busy_until = Some(end);
         self.waiting.push_back((end, len));
         self.waiting_bytes += len;
         Some(end)
+    }
+
+    fn forget_sent(&mut self, now: Instant) {
+        while let Some((_, len)) = self.waiting.front().copied().filter(|(sent, _)| *sent <= now) {
+            self.waiting.pop_front();
+            self.waiting_bytes -= len;
+        }
+    }
+
+    /// The narrowest place has another rate from `now` on: everything before it leaves sooner or later than planned.
+    fn hurry_or_delay(&mut self, now: Instant, rate_before: u64) {
+        self.forget_sent(now);
+        let mut free = now;
+        let mut moved = Vec::with_capacity(self.waiting.len());
+        for (departure, len) in &mut self.waiting {
+            let whole = *len as u64 * 8;
+            // The first is partly out already.
+            let rest = ((*departure - now).as_secs_f64() * rate_before as f64) as u64;
+            let bits = if moved.is_empty() { rest.min(whole) } else { whole };
+            free += self.config.rate_bps.map_or(Duration::ZERO, |rate| time_of(bits, rate));
+            moved.push((*departure, free));
+            *departure = free;
+        }
+        self.busy_until = Some(free);
+        let mut flying: Vec<_> =
+            std::mem::take(&mut self.in_flight).into_iter().map(|Reverse(flying)| flying).collect();
+        flying.sort_by_key(|flying| flying.sequence);
+        let mut last = None;
+        for mut flying in flying {
+            if let Ok(at) = moved.binary_search_by_key(&flying.departure, |(planned, _)| *planned) {
+                let rest = flying.arrival - flying.departure;
+                flying.departure = moved[at].1;
+                let arrival = flying.departure + rest;
+                flying.arrival = last.map_or(arrival, |last: Instant| last.max(arrival));
+            }
+            last = last.max(Some(flying.arrival));
+            self.in_flight.push(Reverse(flying));
+        }
+        self.last_arrival = last;
     }
 
     fn loses(&mut self) -> bool {
@@ -296,7 +370,15 @@ impl<P: Packet> Link<P> {
     }
 
     fn arrival(&mut self, departure: Instant) -> Instant {
-        let jitter = self.config.jitter.mul_f64(self.rng.f64());
+        let share = match self.config.jitter_shape {
+            Jitter::Uniform => self.rng.f64(),
+            Jitter::Normal => {
+                // A sum of twelve is normal enough, with a standard deviation of one.
+                let normal = (0..12).map(|_| self.rng.f64()).sum::<f64>() - 6.0;
+                0.5 + normal.clamp(-3.0, 3.0) / 6.0
+            }
+        };
+        let jitter = self.config.jitter.mul_f64(share);
         let planned = departure + self.config.delay + jitter;
         let in_order = self.last_arrival.map_or(planned, |last| last.max(planned));
         if self.chance(self.config.reorder) {
@@ -307,9 +389,9 @@ impl<P: Packet> Link<P> {
         in_order
     }
 
-    fn launch(&mut self, arrival: Instant, packet: P) {
+    fn launch(&mut self, departure: Instant, arrival: Instant, packet: P) {
         self.sequence += 1;
-        self.in_flight.push(Reverse(InFlight { arrival, sequence: self.sequence, packet }));
+        self.in_flight.push(Reverse(InFlight { departure, arrival, sequence: self.sequence, packet }));
     }
 
     fn chance(&mut self, probability: f64) -> bool {
@@ -317,9 +399,16 @@ impl<P: Packet> Link<P> {
     }
 }
 
+fn time_of(bits: u64, rate_bps: u64) -> Duration {
+    let nanos = u128::from(bits) * 1_000_000_000 / u128::from(rate_bps.max(1));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 /// Ordered by arrival; packets that arrive together keep the order in which they were sent.
 #[derive(Debug)]
 struct InFlight<P> {
+    /// When it has passed the narrowest place.
+    departure: Instant,
     arrival: Instant,
     sequence: u64,
     packet: P,
@@ -490,10 +579,51 @@ mod tests {
         let start = Instant::now();
         let mut link = Link::new(1, LinkConfig::default());
         assert!(link.send(start, vec![1]).is_none());
-        link.reconfigure(LinkConfig::default().with_loss(1.0));
+        link.reconfigure(start, LinkConfig::default().with_loss(1.0));
         assert!(link.send(start, vec![2]).is_some());
-        link.reconfigure(LinkConfig::default());
+        link.reconfigure(start, LinkConfig::default());
         assert!(link.send(start, vec![3]).is_none());
         assert_eq!((link.poll(start), link.poll(start), link.poll(start)), (Some(vec![1]), Some(vec![3]), None));
+    }
+
+    #[test]
+    fn what_waits_goes_at_the_new_rate() {
+        // Ten packets of a millisecond each wait; after two and a half the rate falls to a tenth, later it is as before.
+        let start = Instant::now();
+        let at = |rate_bps| LinkConfig::default().with_delay_millis(5).with_rate_bps(rate_bps);
+        let mut link = Link::new(1, at(8_000_000));
+        for number in 0..10 {
+            assert!(link.send(start, vec![number; 1_000]).is_none());
+        }
+        assert_eq!(link.backlog(start), 10 * MS);
+        link.reconfigure(start + MS * 5 / 2, at(800_000));
+        assert_eq!(link.backlog(start + MS * 5 / 2), 75 * MS);
+        link.reconfigure(start + MS * 35 / 2, at(8_000_000));
+        let mut arrived = Vec::new();
+        while let Some(next) = link.next_at() {
+            arrived.push((link.poll(next).expect("its time has come")[0], next - start));
+        }
+        let micros = |n| Duration::from_micros(n);
+        let slow = [(0, 6 * MS), (1, 7 * MS), (2, micros(12_500))];
+        let fast = (3..10).map(|n| (n, micros(22_500) + MS * u32::from(n - 3)));
+        assert_eq!(arrived, slow.into_iter().chain(fast).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn normal_jitter_is_mostly_in_the_middle() {
+        let config = LinkConfig::default().with_jitter_millis(30).with_jitter_shape(Jitter::Normal);
+        let (arrived, _) = run(2, config, 5_000, 100, 50 * MS);
+        let flights: Vec<Duration> = arrived.iter().map(|(at, n)| *at - 50 * MS * *n).collect();
+        let middle = flights.iter().filter(|flight| (10 * MS..20 * MS).contains(*flight)).count();
+        assert!((3_200..3_600).contains(&middle), "{middle} of 5000 within one standard deviation");
+        assert!(flights.iter().all(|flight| *flight <= 30 * MS));
+    }
+
+    #[test]
+    fn bursts_of_a_length_lose_the_share_that_was_asked() {
+        let (_, counters) =
+            run(4, LinkConfig::default().with_bursts(GilbertElliott::lossy(0.02, 8.0)), 50_000, 100, MS);
+        let share = counters.lost as f64 / counters.sent as f64;
+        assert!((0.017..0.023).contains(&share), "{share}");
     }
 }
