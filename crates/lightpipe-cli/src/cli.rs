@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lightpipe::Endpoint;
+use lightpipe_netlab::profile::Profile;
 
 const EXAMPLES: &str = "Examples:
   lightpipe                                     cube, pattern, and the desktop where there is a display
@@ -58,6 +59,17 @@ docs/conformance.md explains the rows.
 
 Exit codes: 0 no rule is broken; 1 one is; 2 wrong flags; 3 the server cannot be reached.";
 
+const LAB_EXAMPLES: &str = "Examples:
+  lightpipe lab --list
+  lightpipe lab --profile lte-weak --seconds 600
+  lightpipe lab --profile train,3g,dsl --plot lab.html
+  lightpipe lab --rtt 40 --rate 3000 --queue 300 --step 20:800 --step 50:3000 --plot step.svg
+  lightpipe lab --profile cable --outage 20:5 --rebind 40 --json -
+
+The session is a real one, and the encoder's place is taken by a model; no time passes. docs/lab.md explains the figures.
+
+Exit codes: 0 done; 1 the session did not survive; 2 wrong flags; 3 a file cannot be written.";
+
 /// Live video from any program into any browser, in well under 100 ms.
 #[derive(Debug, Parser)]
 #[command(name = "lightpipe", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
@@ -92,6 +104,9 @@ pub(crate) enum Command {
     /// Measure latency or fan-out on this machine.
     #[command(subcommand)]
     Bench(Bench),
+    /// Run a session over a bad network in virtual time: freezes, recovery, bitrate against capacity.
+    #[command(after_help = LAB_EXAMPLES)]
+    Lab(LabFlags),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  lightpipe completions bash > /etc/bash_completion.d/lightpipe")]
     Completions {
@@ -375,6 +390,79 @@ pub(crate) struct LadderFlags {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Flags of `lab`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabFlags {
+    /// Networks, by name; with none, a perfect one for the flags below to spoil
+    #[arg(long = "profile", value_name = "NAME", value_delimiter = ',', default_value = "perfect", value_parser = profile)]
+    pub(crate) profiles: Vec<Profile>,
+    /// List the profiles, and where their figures come from
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Virtual seconds
+    #[arg(long, default_value_t = 60)]
+    pub(crate) seconds: u64,
+    /// Decides losses, jitter and sizes of pictures
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// One encoding of 2.5 Mbit/s in the place of a ladder of three
+    #[arg(long)]
+    pub(crate) single: bool,
+    /// A long TCP transfer beside the session
+    #[arg(long)]
+    pub(crate) tcp: bool,
+    /// Packets lost, percent
+    #[arg(long, value_name = "PERCENT", value_parser = share_of_packets)]
+    pub(crate) loss: Option<f64>,
+    /// Mean length of bursts in which they are lost, packets
+    #[arg(long, value_name = "PACKETS", requires = "loss")]
+    pub(crate) bursts: Option<f64>,
+    /// Round trip, ms
+    #[arg(long, value_name = "MS")]
+    pub(crate) rtt: Option<u64>,
+    /// Jitter of each direction, ms
+    #[arg(long, value_name = "MS")]
+    pub(crate) jitter: Option<u64>,
+    /// Rate towards the viewer, kbit/s
+    #[arg(long, value_name = "KBPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate: Option<u64>,
+    /// What may wait before the narrowest place, ms
+    #[arg(long, value_name = "MS")]
+    pub(crate) queue: Option<u64>,
+    /// Packets overtaken by later ones, percent
+    #[arg(long, value_name = "PERCENT", value_parser = share_of_packets)]
+    pub(crate) reorder: Option<f64>,
+    /// Packets that come twice, percent
+    #[arg(long, value_name = "PERCENT", value_parser = share_of_packets)]
+    pub(crate) duplicate: Option<f64>,
+    /// From a second on another rate towards the viewer, kbit/s
+    #[arg(long = "step", value_name = "SECOND:KBPS")]
+    pub(crate) steps: Vec<crate::lab::At>,
+    /// At a second nothing comes through, for so many
+    #[arg(long = "outage", value_name = "SECOND:SECONDS")]
+    pub(crate) outages: Vec<crate::lab::At>,
+    /// At a second the NAT in front of the viewer forgets its port
+    #[arg(long = "rebind", value_name = "SECOND")]
+    pub(crate) rebinds: Vec<f64>,
+    /// At a second the viewer has another address
+    #[arg(long = "move", value_name = "SECOND")]
+    pub(crate) moves: Vec<f64>,
+    /// Write everything as JSON; - is standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Draw it: a page, or one picture if the name ends in .svg
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+fn profile(name: &str) -> Result<Profile, String> {
+    Profile::named(name).ok_or_else(|| "`lightpipe lab --list` names them".to_owned())
+}
+
+fn share_of_packets(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent)).ok_or_else(|| "0 to 100".to_owned())
 }
 
 /// Flags of `bench viewers`.

@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod devices;
 mod doctor;
+mod lab;
 mod output;
 mod play;
 mod process;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Some(Command::CheckWhip(flags)) => check::whip(&flags),
         Some(Command::CheckWhep(flags)) => check::whep(&flags),
         Some(Command::Bench(bench)) => bench::run(&bench),
+        Some(Command::Lab(flags)) => lab::run(&flags),
         Some(Command::Completions { shell }) => cli::completions(shell),
     };
     match result {

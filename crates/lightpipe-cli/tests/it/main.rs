@@ -28,6 +28,7 @@ mod lifecycle;
 mod lossy;
 mod metrics;
 mod mic;
+mod netlab;
 mod pictures;
 mod pipes;
 mod play;
