@@ -1,7 +1,8 @@
 //! `lightpipe bench ladder`: what the layers of a ladder cost.
 //!
 //! The test picture goes to several sets of encode threads in turn, picture by picture, so that whatever else the machine does hits all of
-//! them: the best layer alone, all layers, the best layer with many outlets. CPU time is the threads' own; compare the ratios.
+//! them: the best layer alone, all layers, the best layer with many outlets. CPU time is the threads' own. The figures are medians over
+//! the pictures, so that a picture that loses its core to somebody else's work does not count. Compare the ratios.
 
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -33,6 +34,7 @@ const MANY: usize = 50;
 /// No encoder takes so long for a picture.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Tells the bench that a picture is there. What that costs is in the figures of every run, once per layer.
 struct Tell(Mutex<Sender<usize>>);
 
 impl Outlet for Tell {
@@ -44,6 +46,13 @@ impl Outlet for Tell {
     }
 }
 
+/// One outlet more.
+struct Silent;
+
+impl Outlet for Silent {
+    fn deliver(&self, _: &Arc<AccessUnit>) {}
+}
+
 /// One set of encode threads, known by their name.
 struct Run {
     name: &'static str,
@@ -53,7 +62,10 @@ struct Run {
     frames: Arc<FrameQueue>,
     encoded: Receiver<usize>,
     bytes: usize,
-    before: Vec<Duration>,
+    /// CPU time of its threads so far: the one that scales, then each layer's.
+    cpu: Vec<Duration>,
+    /// CPU milliseconds per picture, of the same threads.
+    spent: Vec<Vec<f64>>,
     _outlets: Vec<Subscription>,
     _threads: EncodeThread,
 }
@@ -77,11 +89,12 @@ impl Run {
         let (sender, encoded) = mpsc::channel();
         let mut subscriptions = Vec::new();
         for layer in stream.layers().iter().take(layers) {
-            for _ in 0..outlets {
-                subscriptions.push(layer.subscribe(Arc::new(Tell(Mutex::new(sender.clone())))));
+            for _ in 1..outlets {
+                subscriptions.push(layer.subscribe(Arc::new(Silent)));
             }
+            subscriptions.push(layer.subscribe(Arc::new(Tell(Mutex::new(sender.clone())))));
         }
-        let before = Vec::new();
+        let (cpu, spent) = (Vec::new(), vec![Vec::new(); setup.ladder.len() + 1]);
         Ok(Self {
             name,
             layers,
@@ -89,26 +102,42 @@ impl Run {
             frames,
             encoded,
             bytes: 0,
-            before,
+            cpu,
+            spent,
             _outlets: subscriptions,
             _threads: threads,
         })
     }
 
-    /// Encodes a picture and waits until every outlet has it.
+    /// Encodes a picture and waits until every layer has it.
     fn encode(&mut self, picture: &VideoFrame) -> anyhow::Result<()> {
         self.frames.push(picture.clone());
-        for _ in 0..self.layers * self.outlets {
+        for _ in 0..self.layers {
             self.bytes += self.encoded.recv_timeout(PATIENCE).context("a picture was not encoded")?;
         }
         Ok(())
     }
 
-    /// CPU time so far: of all its threads, then of each layer's.
-    fn cpu(&self, ladder: &[SimulcastLayer]) -> Vec<Duration> {
+    /// Notes what its threads took since the last time.
+    fn count(&mut self, ladder: &[SimulcastLayer]) {
         let threads = format!("encode-{}", self.name);
-        let layers = ladder.iter().map(|layer| cpu::threads(&format!("{threads}-{}", layer.rid)));
-        std::iter::once(cpu::threads(&threads)).chain(layers).collect()
+        let layers: Vec<Duration> =
+            ladder.iter().map(|layer| cpu::threads(&format!("{threads}-{}", layer.rid))).collect();
+        let scaling = cpu::threads(&threads).saturating_sub(layers.iter().sum());
+        let now: Vec<Duration> = std::iter::once(scaling).chain(layers).collect();
+        let before = std::mem::replace(&mut self.cpu, now);
+        for ((spent, now), before) in self.spent.iter_mut().zip(&self.cpu).zip(before) {
+            spent.push(now.saturating_sub(before).as_secs_f64() * 1e3);
+        }
+    }
+
+    /// CPU milliseconds per picture of scaling and of each layer.
+    fn medians(&mut self) -> Vec<f64> {
+        let median = |spent: &mut Vec<f64>| {
+            spent.sort_by(f64::total_cmp);
+            spent.get(spent.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        self.spent.iter_mut().map(median).collect()
     }
 }
 
@@ -144,31 +173,25 @@ pub(crate) fn run(flags: &LadderFlags) -> anyhow::Result<ExitCode> {
         let picture = pattern.render(MediaTime::from_micros((f64::from(n) * 1e6 / config.video.fps) as i64));
         for run in &mut runs {
             if n == WARM_UP {
-                run.before = run.cpu(&common.ladder);
                 run.bytes = 0;
             }
             run.encode(&picture)?;
+            if n + 1 >= WARM_UP {
+                run.count(&common.ladder);
+            }
         }
     }
-    let pictures = f64::from(flags.pictures);
-    let spent: Vec<Vec<f64>> = runs
-        .iter()
-        .map(|run| {
-            let after = run.cpu(&common.ladder);
-            let used = after.iter().zip(&run.before).map(|(after, before)| after.saturating_sub(*before));
-            used.map(|time| time.as_secs_f64() * 1e3 / pictures).collect()
-        })
-        .collect();
+    let spent: Vec<Vec<f64>> = runs.iter_mut().map(Run::medians).collect();
     report(flags, &common.ladder, &runs, &spent)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn report(flags: &LadderFlags, ladder: &[SimulcastLayer], runs: &[Run], spent: &[Vec<f64>]) -> anyhow::Result<()> {
     let machine = Machine::this();
-    let alone = spent.first().and_then(|one| one.first()).copied().unwrap_or(f64::NAN);
+    let alone: f64 = spent.first().into_iter().flatten().sum();
     let rows = runs.iter().zip(spent).map(|(run, spent)| {
-        let [total, layers @ ..] = spent.as_slice() else { return Value::Null };
-        let scaling = total - layers.iter().sum::<f64>();
+        let [scaling, layers @ ..] = spent.as_slice() else { return Value::Null };
+        let total: f64 = spent.iter().sum();
         json!({
             "layers": run.layers,
             "outlets": run.outlets,
@@ -176,7 +199,7 @@ fn report(flags: &LadderFlags, ladder: &[SimulcastLayer], runs: &[Run], spent: &
             "of_that_scaling": scaling,
             "of_that_layers": layers,
             "ratio": total / alone,
-            "kbps": run.bytes as f64 / run.outlets as f64 * 8.0 * 30.0 / f64::from(flags.pictures) / 1000.0,
+            "kbps": run.bytes as f64 * 8.0 * 30.0 / f64::from(flags.pictures) / 1000.0,
         })
     });
     let rows: Vec<Value> = rows.collect();
