@@ -408,7 +408,7 @@ fn start_engine(
         threads: config.server.media_threads,
         estimate_bandwidth: config.webrtc.estimate_bandwidth,
         // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
-        desired_bitrate_bps: config.video.bitrate_bps() * 5 / 4,
+        desired_bitrate_bps: config.simulcast.most_bps(&config.video) * 5 / 4,
         playout_delay_max: Duration::from_millis(u64::from(config.webrtc.playout_delay_max_ms)),
         clock,
         events: events.clone(),

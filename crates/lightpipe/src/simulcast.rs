@@ -169,6 +169,12 @@ impl SimulcastConfig {
         Ok(())
     }
 
+    /// The most that a viewer gets, bits per second.
+    pub(crate) fn most_bps(&self, video: &VideoConfig) -> u64 {
+        let layers = self.layers.iter().filter(|_| self.enabled).map(|layer| u64::from(layer.bitrate_kbps) * 1000);
+        layers.max().unwrap_or_else(|| video.bitrate_bps())
+    }
+
     /// The budget that `cpu_percent` is, if it is one.
     pub(crate) fn budget(&self) -> Option<Arc<CpuBudget>> {
         (self.cpu_percent > 0).then(|| CpuBudget::new(self.cpu_percent))
@@ -285,6 +291,15 @@ mod tests {
         check("only:640x480:800", &video, (1280, 720), "only:640x360:800:30");
         check("a:640x360:800 b:640x360:300:10", &video, (640, 360), "a:640x360:800:30 b:640x360:300:10");
         check("a:640x360:800 b:64x64:50", &video, (640, 360), "a:640x360:800:30");
+    }
+
+    #[test]
+    fn viewers_get_as_much_as_the_best_layer_has() {
+        let video = VideoConfig::default();
+        let own = vec!["f:1280x720:6000".parse().expect("a layer")];
+        let most = |enabled, layers| SimulcastConfig { enabled, layers, ..SimulcastConfig::default() }.most_bps(&video);
+        assert_eq!(most(true, Vec::new()), 2_500_000);
+        assert_eq!((most(true, own.clone()), most(false, own)), (6_000_000, 2_500_000));
     }
 
     #[test]
