@@ -50,12 +50,18 @@ pub(crate) struct Offer {
     pub(crate) audio: bool,
     pub(crate) video: &'static [Video],
     pub(crate) datachannel: bool,
+    /// Send the picture in three sizes, [`RIDS`].
+    pub(crate) simulcast: bool,
 }
+
+/// RIDs of an offer's simulcast, the one that is wanted most first.
+const RIDS: [&str; 3] = ["f", "h", "q"];
 
 impl Offer {
     /// Opus, VP8 and H.264, without a data channel.
     pub(crate) const fn new(direction: &'static str) -> Self {
-        Self { direction, setup: "actpass", audio: true, video: &[Video::Vp8, Video::H264], datachannel: false }
+        let video = &[Video::Vp8, Video::H264];
+        Self { direction, setup: "actpass", audio: true, video, datachannel: false, simulcast: false }
     }
 
     pub(crate) fn to_sdp(self, ice: &Credentials) -> String {
@@ -99,7 +105,11 @@ impl Offer {
             } else {
                 self.write_video(&mut sdp);
             }
-            if sends {
+            if self.simulcast && *kind == "video" {
+                // Browsers name no SSRC here.
+                RIDS.iter().for_each(|rid| sdp.push_str(&format!("a=rid:{rid} send\n")));
+                let _ = writeln!(sdp, "a=simulcast:send {}", RIDS.join(";"));
+            } else if sends {
                 let ssrc = u32::from_be_bytes(random_bytes()) | 1;
                 let _ = writeln!(sdp, "a=ssrc:{ssrc} cname:{stream}");
             }
@@ -588,6 +598,28 @@ pub(crate) fn all_accepted(exchange: &Exchange) -> Verdict {
     })
 }
 
+/// Whether an answer takes simulcast as it may: some of the offered layers, each by its RID, to be received (RFC 8853 §5.3.2, RFC 8851 §6.3).
+pub(crate) fn simulcast(exchange: &Exchange) -> Verdict {
+    let video = exchange.answer.media.iter().find(|media| media.kind == "video");
+    let Some(video) = video.filter(|video| video.is_accepted()) else { return skip("the answer has no video") };
+    let rids: Vec<&str> = video.all("rid").collect();
+    let Some(simulcast) = video.all("simulcast").next() else {
+        ensure(rids.is_empty(), || format!("a=rid:{} without a=simulcast", rids[0]))?;
+        return skip("the server takes one size");
+    };
+    let Some(("recv", list)) = simulcast.split_once(' ') else {
+        return Err(Flaw::Failed(format!("a=simulcast:{simulcast} to an offer that only sends")));
+    };
+    for layer in list.split([';', ',']).map(|layer| layer.trim_start_matches('~')) {
+        ensure(RIDS.contains(&layer), || format!("the RID {layer:?} was not offered"))?;
+        let received = rids.iter().any(|rid| rid.split(' ').take(2).eq([layer, "recv"]));
+        ensure(received, || format!("no a=rid:{layer} recv"))?;
+    }
+    // Without it nobody can tell the layers' packets apart (RFC 8852).
+    let named = video.all("extmap").any(|extension| extension.ends_with(":sdes:rtp-stream-id"));
+    ensure(named, || "layers without the header extension rtp-stream-id".to_owned())
+}
+
 /// Whether what a server sends is one stream, so that a player plays it in sync (RFC 8830).
 pub(crate) fn one_stream(exchange: &Exchange) -> Verdict {
     let mut streams = HashSet::new();
@@ -664,6 +696,30 @@ a=fmtp:104 apt=103
     fn exchange(answer: &str) -> Exchange {
         let offer = Offer::new("sendonly").to_sdp(&Credentials::random());
         Exchange { offer: Sdp::parse(&offer).expect("our offer"), answer: Sdp::parse(answer).expect("an SDP") }
+    }
+
+    #[test]
+    fn simulcast_is_answered_by_its_rids_or_not_at_all() {
+        #[track_caller]
+        fn check(lines: &str, expected: Option<&str>) {
+            let extension = "a=extmap:10 urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id\n";
+            let answer = ANSWER.replace("a=mid:1\n", &format!("a=mid:1\n{extension}{lines}"));
+            let found = match simulcast(&exchange(&answer)) {
+                Ok(()) => None,
+                Err(Flaw::Skipped(_)) => Some("skip"),
+                Err(_) => Some("fail"),
+            };
+            assert_eq!(found, expected, "{lines}");
+        }
+        let (f, h) = ("a=rid:f recv\n", "a=rid:h recv\n");
+        check(&format!("{f}{h}a=simulcast:recv f;~h\n"), None);
+        check(&format!("{f}a=simulcast:recv f\n"), None);
+        check("", Some("skip"));
+        check(f, Some("fail"));
+        check(&format!("{f}a=simulcast:recv f;h\n"), Some("fail"));
+        check(&format!("{f}a=rid:x recv\na=simulcast:recv f;x\n"), Some("fail"));
+        check("a=rid:f send\na=simulcast:recv f\n", Some("fail"));
+        check("a=rid:f send\na=simulcast:send f\n", Some("fail"));
     }
 
     /// Names of the rules that an answer breaks when `from` in a good one becomes `to`.

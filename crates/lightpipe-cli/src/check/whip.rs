@@ -49,6 +49,12 @@ pub(crate) fn check(server: &Server<'_>, list: &mut Checklist) {
         setup.map_or(Ok(()), |rule| (rule.check)(exchange))
     });
     list.row("an offer of setup:active is answered passive", "RFC 9725 §4.4.4", dtls_client);
+    let simulcast = after(&session).and_then(|_| {
+        let session = server.open(Offer { simulcast: true, ..Offer::new("sendonly") })?;
+        status(&session.answer, &[200, 201])?;
+        sdp::simulcast(session.exchange.as_ref().map_err(Flaw::clone)?)
+    });
+    list.row("simulcast is answered by its RIDs, or not at all", "RFC 8853 §5.3.2", simulcast);
     let nothing = after(&session).and_then(|_| {
         let session = server.open(Offer { audio: false, video: &[], datachannel: true, ..Offer::new("sendonly") })?;
         let status = session.answer.status;

@@ -159,6 +159,11 @@ impl ByTheBook {
                 "a=setup:actpass" | "a=setup:active" if self.fault != "actpass" => "a=setup:passive",
                 line => line,
             };
+            let simulcast = line.starts_with("a=rid:") || line.starts_with("a=simulcast:");
+            if simulcast && self.fault != "simulcast" {
+                answer.push_str(&format!("{}\r\n", line.replace("send", "recv")));
+                continue;
+            }
             answer.push_str(&format!("{line}\r\n"));
             if line.starts_with("c=") {
                 answer.push_str(&format!("a=ice-ufrag:book{}\r\na=ice-pwd:0123456789abcdefghijkl\r\n", self.made));
@@ -223,6 +228,7 @@ async fn check_whip_passes_a_server_by_the_book_and_each_fault_costs_its_own_row
         ("numbered", &["each session has a URL of its own, not to be guessed"], 1),
         ("no 404", &["DELETE of an unknown session is refused (404)", "a second DELETE finds nothing (404)"], 1),
         ("direction", &["the answer is recvonly"], 1),
+        ("simulcast", &["simulcast is answered by its RIDs, or not at all"], 1),
         (
             "actpass",
             &[

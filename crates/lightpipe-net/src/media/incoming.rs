@@ -332,7 +332,7 @@ mod tests {
                     let unit = AccessUnit::new(VideoCodec::H264, data, at, keyframe, size, Stages::all_at(at));
                     self.incoming.publish(now, *number, &Arc::new(unit));
                 }
-                if self.ms % 1000 == 0 {
+                if self.ms.is_multiple_of(1000) {
                     self.incoming.look(now);
                 }
             }
