@@ -6,7 +6,7 @@ use lightpipe_browser::{Browser, Kind, Options, Page};
 
 use crate::lab::browser::{PLAYER, inbound, wait_decoded, watch};
 use crate::lab::server::program;
-use crate::lab::{PATIENCE, Server, chromium, quiet, serve, shared, until};
+use crate::lab::{GIVEN_UP, PATIENCE, Server, chromium, quiet, serve, shared, until};
 
 const SDP: (&str, &str) = ("Content-Type", "application/sdp");
 const FRAG: (&str, &str) = ("Content-Type", "application/trickle-ice-sdpfrag");
@@ -87,7 +87,7 @@ async fn is_seen_and_heard(publisher: Kind, codec: &str, expected: &str) {
     assert_eq!(watching.evaluate(&format!("{PLAYER}.sessionUrl")).await.unwrap(), session, "the same session");
     browser.close().await.unwrap();
     studio.close().await.unwrap();
-    until("all sessions are gone", PATIENCE, || server.peers().is_empty().then_some(()));
+    until("all sessions are gone", GIVEN_UP, || server.peers().is_empty().then_some(()));
 }
 
 /// Our own player takes what is passed on, and says that it cannot decode it.

@@ -20,6 +20,9 @@ pub(crate) use viewer::Viewer;
 /// Longer than anything takes on a busy two-core machine; only a failing test waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Longer than a session outlives a browser that vanished without a word: it might be in a tunnel and come back after half a minute.
+pub(crate) const GIVEN_UP: Duration = Duration::from_secs(70);
+
 /// A moving picture from FFmpeg that costs next to nothing.
 pub(crate) const LAVFI: &str = "ffmpeg:-re -f lavfi -i testsrc2=size=320x180:rate=30";
 
