@@ -11,7 +11,8 @@ use lightpipe_media::convert;
 use lightpipe_media::queue::{Pop, Queue};
 use lightpipe_media::stream::Health;
 use lightpipe_media::{
-    AccessUnit, EventKind, EventLog, FrameQueue, MediaClock, MediaTime, Size, Stages, Stream, VideoCodec, VideoFrame,
+    AccessUnit, Demand, EventKind, EventLog, FrameQueue, MediaClock, MediaTime, Size, Stages, Stream, VideoCodec,
+    VideoFrame,
 };
 use tracing::{debug, info, warn};
 
@@ -24,12 +25,6 @@ pub(crate) const IDLE_CHECK: Duration = Duration::from_millis(250);
 
 /// An encoder that nobody wants is kept this long: a reload of the page should not cost its set-up.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
-
-/// Share of a network's estimate that video may take; the rest is for headers, retransmission and feedback.
-const ESTIMATE_SHARE: f64 = 0.85;
-
-/// Below this a 720p picture is not worth sending; an outlet that carries less is slow anyway.
-const MIN_BITRATE_BPS: u64 = 150_000;
 
 /// Smallest relative change of the bitrate worth a call.
 const BITRATE_STEP: f64 = 0.05;
@@ -305,7 +300,7 @@ impl LayerEncoder {
         }
         self.last_wanted = Some(now);
         let starting = self.encoder.is_none();
-        match self.encode(picture, now, demand.keyframe, demand.bitrate_bps) {
+        match self.encode(picture, now, demand) {
             Ok(Some(unit)) => {
                 self.failures = 0;
                 let stream = &self.setup.feed.stream;
@@ -324,8 +319,7 @@ impl LayerEncoder {
         &mut self,
         picture: Picture,
         started: MediaTime,
-        keyframe: bool,
-        estimate_bps: Option<u64>,
+        demand: Demand,
     ) -> Result<Option<AccessUnit>, EncodeError> {
         let LayerSetup { feed, config, make, .. } = &self.setup;
         let Picture { mut frame, number } = picture;
@@ -334,7 +328,7 @@ impl LayerEncoder {
             convert::to_bt601(&mut frame);
         }
         let fps = self.rate.observe(frame.captured);
-        let target = target_bitrate(config.bitrate_bps, estimate_bps, feed.floor_bps);
+        let target = demand.target_bps(config.bitrate_bps, feed.floor_bps);
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
             none => {
@@ -354,7 +348,7 @@ impl LayerEncoder {
         if let Some(fps) = fps.filter(|fps| differs(encoder.config().fps, *fps, 0.15)) {
             encoder.set_fps(fps)?;
         }
-        if keyframe || keyframe_due(self.keyframe_interval, self.last_keyframe, number) {
+        if demand.keyframe || keyframe_due(self.keyframe_interval, self.last_keyframe, number) {
             encoder.force_keyframe();
         }
         encoder.submit(&frame)?;
@@ -426,13 +420,6 @@ impl LayerEncoder {
 /// keyframes of the interval are aligned: who records or forwards several layers can cut and switch there.
 fn keyframe_due(interval: u64, last: u64, number: u64) -> bool {
     interval > 0 && number / interval != last / interval
-}
-
-/// What to aim for when the outlets' networks carry `estimate_bps`.
-fn target_bitrate(configured: u64, estimate_bps: Option<u64>, floor_bps: Option<u64>) -> u64 {
-    let Some(estimate) = estimate_bps else { return configured };
-    let floor = floor_bps.unwrap_or(MIN_BITRATE_BPS).min(configured);
-    ((estimate as f64 * ESTIMATE_SHARE) as u64).clamp(floor, configured)
 }
 
 fn differs(a: f64, b: f64, by: f64) -> bool {
@@ -541,22 +528,6 @@ mod tests {
             assert_eq!(keyframe_due(60, last, number), due, "{last} to {number}");
         }
         assert!(!keyframe_due(0, 0, 1000));
-    }
-
-    #[track_caller]
-    fn check_target(configured: u64, estimate: Option<u64>, floor: Option<u64>, expected: u64) {
-        assert_eq!(target_bitrate(configured, estimate, floor), expected, "{configured} with {estimate:?}");
-    }
-
-    #[test]
-    fn bitrate_follows_the_best_outlet_within_bounds() {
-        check_target(2_500_000, None, None, 2_500_000);
-        check_target(2_500_000, Some(10_000_000), None, 2_500_000);
-        check_target(2_500_000, Some(1_000_000), None, 850_000);
-        check_target(2_500_000, Some(10_000), None, 150_000);
-        check_target(100_000, Some(10_000), None, 100_000);
-        check_target(2_500_000, Some(1_000_000), Some(1_250_000), 1_250_000);
-        check_target(2_500_000, Some(2_000_000), Some(1_250_000), 1_700_000);
     }
 
     #[test]

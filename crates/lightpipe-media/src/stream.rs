@@ -35,6 +35,9 @@ pub const KEYFRAME_REQUEST_HOLDOFF: Duration = Duration::from_millis(300);
 /// Share of a network's estimate that pictures may take; the rest is for headers, retransmission and feedback.
 pub const ESTIMATE_SHARE: f64 = 0.85;
 
+/// Below this a 720p picture is not worth sending; an outlet that carries less is slow anyway.
+const MIN_BITRATE_BPS: u64 = 150_000;
+
 /// Span and number of pictures that [`Stream::rates`] looks at.
 const RECENT_SPAN: Duration = Duration::from_secs(2);
 const RECENT_MAX: usize = 512;
@@ -59,6 +62,16 @@ pub struct Demand {
     pub keyframe: bool,
     /// What the best of the outlets' networks carries, bits per second; `None` while nobody knows.
     pub bitrate_bps: Option<u64>,
+}
+
+impl Demand {
+    /// What an encoder should aim for that is configured for so many bits per second, and goes down to `floor_bps` where there is a layer
+    /// below it.
+    pub fn target_bps(&self, configured_bps: u64, floor_bps: Option<u64>) -> u64 {
+        let Some(estimate) = self.bitrate_bps else { return configured_bps };
+        let floor = floor_bps.unwrap_or(MIN_BITRATE_BPS).min(configured_bps);
+        ((estimate as f64 * ESTIMATE_SHARE) as u64).clamp(floor, configured_bps)
+    }
 }
 
 /// Where the pictures of a stream come from, for those who look at it.
@@ -356,6 +369,11 @@ impl Stream {
         self.resting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// State of this layer by itself: why it rests, else as the stream. The best layer is as well as its source while the others go on.
+    pub fn layer_health(&self) -> Health {
+        self.resting().map_or_else(|| self.health(), Health::Failed)
+    }
+
     /// The alternatives with all layers, their own and this stream's.
     fn family(&self) -> Vec<Arc<Self>> {
         let mut family = self.lock_layers().clone();
@@ -574,6 +592,11 @@ impl Stream {
         change(&mut self.lock().stats);
     }
 
+    /// Bitrate that the encoder aims for now, bits per second; `None` while there is none.
+    pub fn target_bitrate_bps(&self) -> Option<u64> {
+        self.lock().stats.target_bitrate_bps
+    }
+
     /// Counters and last values.
     pub fn stats(&self) -> StreamStats {
         self.lock().stats.clone()
@@ -714,6 +737,16 @@ mod tests {
         Arc::new(AccessUnit::new(VideoCodec::H264, data, at(ms), keyframe, Size::new(16, 16), Stages::all_at(at(ms))))
     }
 
+    fn sound() -> Arc<AudioPacket> {
+        Arc::new(AudioPacket {
+            data: [1].into(),
+            captured: at(0),
+            duration: Duration::from_millis(20),
+            encoded: at(0),
+            starts_talkspurt: false,
+        })
+    }
+
     #[test]
     fn every_outlet_gets_every_unit_and_a_dropped_subscription_none() {
         let stream = Stream::new("s", VideoCodec::H264);
@@ -758,6 +791,23 @@ mod tests {
         assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000));
         drop(slow);
         assert!(!stream.demand(at(3)).wanted);
+    }
+
+    #[track_caller]
+    fn check_target(configured: u64, estimate: Option<u64>, floor: Option<u64>, expected: u64) {
+        let demand = Demand { bitrate_bps: estimate, ..Demand::default() };
+        assert_eq!(demand.target_bps(configured, floor), expected, "{configured} with {estimate:?}");
+    }
+
+    #[test]
+    fn bitrate_follows_the_best_outlet_within_bounds() {
+        check_target(2_500_000, None, None, 2_500_000);
+        check_target(2_500_000, Some(10_000_000), None, 2_500_000);
+        check_target(2_500_000, Some(1_000_000), None, 850_000);
+        check_target(2_500_000, Some(10_000), None, 150_000);
+        check_target(100_000, Some(10_000), None, 100_000);
+        check_target(2_500_000, Some(1_000_000), Some(1_250_000), 1_250_000);
+        check_target(2_500_000, Some(2_000_000), Some(1_250_000), 1_700_000);
     }
 
     #[test]
@@ -825,14 +875,7 @@ mod tests {
 
         stream.publish(&unit(0, true));
         assert_eq!((there.pictures(), stream.stats().published, vp8.stats().published), (0, 1, 0));
-        let packet = AudioPacket {
-            data: [1].into(),
-            captured: at(0),
-            duration: Duration::from_millis(20),
-            encoded: at(0),
-            starts_talkspurt: false,
-        };
-        stream.publish_audio(&Arc::new(packet), None);
+        stream.publish_audio(&sound(), None);
         assert_eq!(there.sounds(), 1);
         stream.set_health(Health::Failed("gone".into()));
         vp8.publish(&unit(0, true));
@@ -873,14 +916,7 @@ mod tests {
         let sub = vp8_lower[0].subscribe(there.clone());
         assert_eq!((stream.outlets(), stream.own_outlets(), vp8_lower[0].own_outlets()), (1, 0, 1));
         assert!(vp8_lower[0].demand(at(0)).wanted && !stream.demand(at(0)).wanted && !lower[0].demand(at(0)).wanted);
-        let packet = AudioPacket {
-            data: [1].into(),
-            captured: at(0),
-            duration: Duration::from_millis(20),
-            encoded: at(0),
-            starts_talkspurt: false,
-        };
-        stream.publish_audio(&Arc::new(packet), None);
+        stream.publish_audio(&sound(), None);
         sub.set_audio_loss(0.5);
         assert_eq!((there.sounds(), stream.audio_loss()), (1, 0.5));
         drop(sub);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use lightpipe_media::stream::{Demand, ESTIMATE_SHARE, SimulcastLayer};
+use lightpipe_media::stream::SimulcastLayer;
 use lightpipe_media::{AccessUnit, MediaClock, Outlet, Size, Stages, Stream, VideoCodec, h264};
 use lightpipe_rtc::LayerState;
 
@@ -21,9 +21,6 @@ const PAY_BACK_SHARE: f64 = 0.3;
 
 /// Part of the way to a new bitrate that each picture goes: settled in less than five, as OpenH264 is.
 const SETTLING: f64 = 0.5;
-
-/// What the last layer goes down to, as in the encode threads.
-const MIN_BITRATE_BPS: u64 = 150_000;
 
 /// Smallest relative change of the bitrate that an encoder is told.
 const BITRATE_STEP: f64 = 0.05;
@@ -188,7 +185,8 @@ impl Coder {
             self.running = false;
             return None;
         }
-        let target = self.wanted_bps(demand);
+        let floor = (!self.lowest).then(|| self.layer.floor_bps());
+        let target = demand.target_bps(self.layer.bitrate_bps, floor);
         let starting = !std::mem::replace(&mut self.running, true);
         if starting {
             (self.target_bps, self.rate_bps, self.debt) = (target, target as f64, 0.0);
@@ -212,15 +210,6 @@ impl Coder {
         let stages = Stages::all_at(at);
         let data = picture(keyframe, mark, len as usize);
         Some(Arc::new(AccessUnit::new(VideoCodec::H264, data, at, keyframe, self.layer.size, stages)))
-    }
-}
-
-impl Coder {
-    /// What the encode threads aim for.
-    fn wanted_bps(&self, demand: Demand) -> u64 {
-        let best = self.layer.bitrate_bps;
-        let least = if self.lowest { MIN_BITRATE_BPS.min(best) } else { self.layer.floor_bps() };
-        demand.bitrate_bps.map_or(best, |estimate| ((estimate as f64 * ESTIMATE_SHARE) as u64).clamp(least, best))
     }
 }
 

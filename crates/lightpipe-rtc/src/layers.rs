@@ -152,7 +152,9 @@ impl Layers {
         if self.layers.len() < 2 {
             return false;
         }
-        if self.sends != self.wants && self.since(self.wanted_at, now) >= SWITCH_LIMIT {
+        if self.sends != self.wants
+            && self.wanted_at.is_some_and(|at| now.saturating_duration_since(at) >= SWITCH_LIMIT)
+        {
             self.barren = Some((self.wants, now));
             self.want(now, self.sends);
             return true;
@@ -219,10 +221,6 @@ impl Layers {
         self.wants = layer;
         self.wanted_at = Some(now);
         self.better = None;
-    }
-
-    fn since(&self, at: Option<Instant>, now: Instant) -> Duration {
-        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
     fn can_be_had(&self, layer: usize) -> bool {

@@ -74,7 +74,7 @@ fn layers(stream: &Arc<Stream>, now: MediaTime) -> Vec<Value> {
     }
     let told = layers.iter().filter_map(|stream| {
         let layer = stream.layer()?;
-        let (health, reason) = told(stream.resting().map_or_else(|| stream.health(), Health::Failed));
+        let (health, reason) = told(stream.layer_health());
         let figures = json!({
             "rid": layer.rid,
             "width": layer.size.width,

@@ -352,7 +352,7 @@ mod tests {
     }
 
     fn can_be_had(main: &Arc<Stream>) -> Vec<bool> {
-        main.layers().iter().map(|l| l.resting().is_none() && !matches!(l.health(), Health::Failed(_))).collect()
+        main.layers().iter().map(|l| !matches!(l.layer_health(), Health::Failed(_))).collect()
     }
 
     #[test]

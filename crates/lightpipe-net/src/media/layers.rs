@@ -27,7 +27,7 @@ pub(crate) fn of(stream: &Arc<Stream>, now: MediaTime) -> Ladder {
 
 fn state(stream: &Stream, now: MediaTime) -> Option<LayerState> {
     let layer = stream.layer()?;
-    let target_bps = stream.stats().target_bitrate_bps;
+    let target_bps = stream.target_bitrate_bps();
     let rate = stream.rates(now).bitrate_bps;
     // Nobody here encodes what comes all the same: it will not come smaller.
     let fixed = target_bps.is_none() && rate > 0;
@@ -40,9 +40,8 @@ fn state(stream: &Stream, now: MediaTime) -> Option<LayerState> {
     })
 }
 
-/// The best layer is as well as its source while the others go on; whether it is left out it says by itself.
 fn available(stream: &Stream) -> bool {
-    stream.resting().is_none() && !matches!(stream.health(), Health::Failed(_))
+    !matches!(stream.layer_health(), Health::Failed(_))
 }
 
 /// For a player's menu; empty without a ladder.

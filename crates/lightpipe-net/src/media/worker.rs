@@ -124,9 +124,9 @@ impl Slot {
 
 /// A stream by its address: it has its name in common with its layers and its alternatives in other codings. A fan keeps its
 /// stream, so that no other one comes to lie there meanwhile.
-pub(crate) type FanKey = usize;
+type FanKey = usize;
 
-pub(crate) fn fan_key(stream: &Arc<Stream>) -> FanKey {
+fn fan_key(stream: &Arc<Stream>) -> FanKey {
     Arc::as_ptr(stream).addr()
 }
 
@@ -198,12 +198,10 @@ impl Worker {
         let mut pending = Pending::default();
         while !(self.stopping && self.peers.is_empty() && self.publishers.is_empty()) {
             let now = Instant::now();
-            let mut next = self.stats_at;
-            if self.peers.values().any(|slot| slot.layers.len() > 1) {
-                next = next.min(self.layers_at);
-            }
-            if let Some(Reverse((at, _))) = self.timers.peek() {
-                next = next.min(*at);
+            let mut next = self.timers.peek().map_or(self.stats_at, |Reverse((at, _))| (*at).min(self.stats_at));
+            // Some peer's timer is nearly always sooner; only else is it worth looking for one with layers.
+            if self.layers_at < next && self.peers.values().any(|slot| slot.layers.len() > 1) {
+                next = self.layers_at;
             }
             // What the last turn left in the socket announces itself no second time.
             let patience = if self.readable { Duration::ZERO } else { next.saturating_duration_since(now) };
@@ -656,26 +654,24 @@ impl Worker {
             if ladder.streams.len() == 1 && slot.layers.len() == 1 {
                 continue;
             }
-            let (streams, states) = (ladder.streams.clone(), ladder.states.clone());
-            let sends = streams.iter().position(|stream| Arc::ptr_eq(stream, slot.sends()));
-            let same =
-                slot.layers.len() == streams.len() && slot.layers.iter().zip(&streams).all(|(a, b)| Arc::ptr_eq(a, b));
-            if same && slot.told == states {
+            let Ladder { streams, states } = ladder;
+            let same = slot.layers.len() == streams.len()
+                && slot.layers.iter().zip(streams.iter()).all(|(a, b)| Arc::ptr_eq(a, b));
+            if same && slot.told == *states {
                 continue;
             }
+            let sends = streams.iter().position(|stream| Arc::ptr_eq(stream, slot.sends())).unwrap_or(0);
+            let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
+            let Some(slot) = self.peers.get_mut(&key) else { continue };
+            slot.told.clone_from(states);
             if !same {
-                let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
-                let Some(slot) = self.peers.get_mut(&key) else { continue };
-                slot.layers = streams;
-                let sends = sends.unwrap_or(0);
+                slot.layers.clone_from(streams);
                 slot.usage = LayerUse { sends, wants: sends };
                 self.change_fans(key, &before);
             }
-            if let Some(slot) = self.peers.get_mut(&key) {
-                slot.told.clone_from(&states);
-            }
+            let states = states.clone();
             let _ = self.turn(key, |peer, now| {
-                peer.set_layers(now, states, sends.unwrap_or(0));
+                peer.set_layers(now, states, sends);
                 Ok(())
             });
         }
