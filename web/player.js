@@ -154,15 +154,20 @@ const PHASE_STEP_MS = 1;
 /** What is played is so much older than the packet that the browser names: the decoder's own buffer, 15 ms (measured in Chromium with
  * packets of 10 and 20 ms), less the half of two halves that a packet is played in. */
 const AUDIO_BEHIND_MS = 10;
-/** While there is sound to hear its age is looked at so often... */
-const LIP_SAMPLE_MS = 100;
-/** ...and pictures or sound are held back for the other after so many looks... */
-const LIP_SAMPLES = 15;
-/** ...of which the first after a change do not count... */
+/** Both ages, of the sound that is heard and of the pictures that are shown, are looked at for so long... */
+const LIP_WINDOW_MS = 1500;
+/** ...in which there must be so many of each... */
+const LIP_SAMPLES = 10;
+/** ...and after a change not for this long... */
 const LIP_SETTLE_MS = 1000;
-/** ...where they are further apart than this. Nobody notices 45 ms of late sound (ITU-R BT.1359), so this is strict; but pictures
- * move by whole refreshes, and half of one is as near as they come: correcting less would move them to and fro. */
+/** ...before pictures or sound are held back for the other, where they are further apart than this. Nobody notices 45 ms of late sound
+ * (ITU-R BT.1359), so this is strict; but pictures move by whole refreshes, and half of one is as near as they come... */
 const LIP_TOLERANCE_MS = 9;
+/** ...unless their source takes them as much later. The age of sound is known no better than this. */
+const LIP_FINE_MS = 3;
+/** Held pictures are shown at the first refresh after the time they are held to. Where that time is so near to a refresh that this share of
+ * them comes one refresh earlier or later than the others, it is moved by a third of a refresh. */
+const LIP_STRAY_SHARE = 0.15;
 /** Pictures that are shown so much later than they were at best... */
 const BEHIND_MS = 200;
 /** ...within this time... */
@@ -754,9 +759,14 @@ class Session {
   /** Our own stream rather than the server's: audio and video need not share one there. */
   get stream() { return (this.#stream ??= new MediaStream()); }
 
-  /** Tells the server how much later pictures may be taken. @param {number} at @param {FrameSample['metadata']} metadata */
+  /** Tells the server how much later pictures may be taken. While they wait for sound, it and not the display is what they are taken for.
+   * @param {number} at @param {FrameSample['metadata']} metadata */
   tellPhase(at, metadata) {
-    const laterMs = this.#phase.frame(at, metadata);
+    if (!this.#lips.holds) this.#takeLater(this.#phase.frame(at, metadata));
+  }
+
+  /** @param {number|null} laterMs */
+  #takeLater(laterMs) {
     if (laterMs === null || this.#channel?.readyState !== 'open') return;
     this.#channel.send(JSON.stringify({ type: 'phase', later_ms: laterMs }));
   }
@@ -783,11 +793,15 @@ class Session {
 
   /** Holds pictures back for the sound, or the sound for them. @param {number} at @param {FrameSample} sample */
   syncLips(at, sample) {
-    if (!this.#listening || !this.hasAudio || !this.#lips.due(at)) return;
-    const wish = this.#lips.look(at, this.#audioLatency(), sample.rtp_latency_ms ?? sample.timecode_latency_ms);
+    if (!this.#listening || !this.hasAudio) return;
+    const latency = sample.rtp_latency_ms ?? sample.timecode_latency_ms;
+    // A busy page is called after the picture was given to the display.
+    const shown = latency === null ? null : latency - Math.max(at - sample.metadata.presentationTime, 0);
+    const wish = this.#lips.look(at, this.#audioLatency(), shown);
     if (!wish) return;
     if (this.#video) hold(this.#video, wish.videoMs);
     if (this.#audio) hold(this.#audio, wish.audioMs);
+    this.#takeLater(wish.takeLaterMs);
   }
 
   /** How old the sound is that leaves the jitter buffer now, ms. */
@@ -1187,34 +1201,89 @@ export function withSoundApart(sdp) {
     : section)).join('');
 }
 
-/** Decides how long pictures or sound are held back for the other. */
+/**
+ * Decides how long pictures or sound are held back for the other.
+ *
+ * A display shows pictures at its refreshes only, so holding them longer moves them by whole refreshes. What is left is moved away by a
+ * source that takes its pictures so much later, held so much less; one that does not follow (others look at it too) is asked once.
+ */
 export class LipSync {
   /** @type {number[]} */ #audio = [];
   /** @type {number[]} */ #video = [];
-  #nextAt = 0;
+  /** @type {number|null} */ #since = null;
   /** How much longer pictures are held than sound; negative the other way. */
   #lead = 0;
+  /** Moves away from a refresh since all pictures last kept to theirs; ten looks later one more is tried. */
+  #moves = 0;
+  /** What the source was asked for: by so much pictures should be older than they were then. @type {{byMs: number, fromMs: number}|null} */
+  #asked = null;
+  #follows = true;
+  #interval;
 
-  /** @param {number} at */
-  due(at) { return at >= this.#nextAt; }
+  /** @param {number} [intervalMs] refresh interval of the display */
+  constructor(intervalMs = 1000 / 60) { this.#interval = intervalMs; }
 
-  /** One look at both ages, ms. @param {number} at @param {number|null} audioMs @param {number|null} videoMs
-   * @returns {{videoMs: number, audioMs: number}|null} how long to hold each from now on */
+  /** Whether pictures wait for sound. */
+  get holds() { return this.#lead > 0; }
+
+  /** One look at both ages, ms, with each picture. @param {number} at @param {number|null} audioMs @param {number|null} videoMs
+   * @returns {{videoMs: number, audioMs: number, takeLaterMs: number|null}|null} how long to hold each from now on, and how much later the
+   *   source may take its pictures */
   look(at, audioMs, videoMs) {
-    this.#nextAt = at + LIP_SAMPLE_MS;
-    if (audioMs === null || videoMs === null) return null;
+    this.#since ??= at;
+    if (audioMs === null || videoMs === null || at < this.#since) return null;
     this.#audio.push(audioMs);
     this.#video.push(videoMs);
-    if (this.#audio.length < LIP_SAMPLES) return null;
-    const [audio, video] = [this.#audio, this.#video].map((ages) => ages.sort((a, b) => a - b)[ages.length >> 1]);
+    if (at - this.#since < LIP_WINDOW_MS || this.#audio.length < LIP_SAMPLES) return null;
+    const [audio, video] = [this.#audio, this.#video].map((ages) => ages.sort((a, b) => a - b));
     this.#audio = [];
     this.#video = [];
-    const late = audio - video;
-    if (Math.abs(late) <= LIP_TOLERANCE_MS) return null;
-    this.#nextAt = at + LIP_SETTLE_MS;
-    this.#lead = Math.max(-LIP_MAX_MS, Math.min(LIP_MAX_MS, this.#lead + late));
-    return { videoMs: Math.max(this.#lead, 0), audioMs: Math.max(-this.#lead, 0) };
+    this.#since = at;
+    const { by, take } = this.#change(middle(audio), video);
+    if (by === 0) return null;
+    this.#since = at + LIP_SETTLE_MS;
+    this.#lead = Math.max(-LIP_MAX_MS, Math.min(LIP_MAX_MS, this.#lead + by));
+    return {
+      videoMs: Math.max(this.#lead, 0),
+      audioMs: Math.max(-this.#lead, 0),
+      takeLaterMs: take ? ((-by % this.#interval) + this.#interval) % this.#interval : null,
+    };
   }
+
+  /** By how much longer pictures are to be held, and whether the source is to take them earlier by as much. @param {number} sound @param {number[]} ages */
+  #change(sound, ages) {
+    const shown = ages[ages.length >> 1];
+    const strays = Math.floor(ages.length * LIP_STRAY_SHARE);
+    const [first, last] = [ages[strays], ages[ages.length - 1 - strays]];
+    const torn = last - first > this.#interval / 2;
+    const asked = this.#asked;
+    this.#asked = null;
+    this.#moves = torn ? Math.max(this.#moves - 0.1, 0) : 0;
+    if (asked && !torn && Math.abs(shown - asked.fromMs - asked.byMs) > Math.abs(asked.byMs) / 2) {
+      this.#follows = false;
+      return { by: -asked.byMs, take: false };
+    }
+    const late = sound - shown;
+    // A frame rate that does not divide the refresh rate tears pictures apart wherever they are held to.
+    if (torn && this.#lead > 0 && this.#moves < 2 && Math.abs(late) <= this.#interval + LIP_TOLERANCE_MS) {
+      this.#moves += 1;
+      return { by: Math.abs(sound - first) <= Math.abs(sound - last) ? -this.#interval / 3 : this.#interval / 3, take: false };
+    }
+    if (Math.abs(late) > LIP_TOLERANCE_MS) {
+      const whole = this.#lead > 0 && !torn;
+      return { by: whole ? Math.round(late / this.#interval) * this.#interval : late, take: false };
+    }
+    if (Math.abs(late) <= LIP_FINE_MS || !this.#follows || torn || this.#lead <= 0) return { by: 0, take: false };
+    this.#asked = { byMs: late, fromMs: shown };
+    return { by: late, take: true };
+  }
+}
+
+/** Mean without the outer fifths. @param {number[]} sorted */
+function middle(sorted) {
+  const cut = Math.floor(sorted.length / 5);
+  const kept = sorted.slice(cut, sorted.length - cut);
+  return kept.reduce((sum, value) => sum + value, 0) / kept.length;
 }
 
 /** Notices pictures that are shown ever later: a device too slow for them, a buffer that grew and stays. */

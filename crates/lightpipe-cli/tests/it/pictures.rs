@@ -141,3 +141,60 @@ async fn waits_for_the_display_become_one_wish_for_later_pictures() {
     assert_eq!(wish(3), None, "a frame rate that does not divide the refresh rate has no phase");
     browser.close().await.unwrap();
 }
+
+/// Pictures and sound in front of a display that is made up: pictures are shown at the first refresh after what they are held to, give or
+/// take a millisecond. Yields what share of the pictures is shown within so many milliseconds of their sound, and how often the hold changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_are_held_for_their_sound_and_kept_off_the_edge_of_a_refresh() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    let browser = chromium().await;
+    let page = browser.open(&server.url("/assets/icon.svg")).await.unwrap();
+    let script = "(async () => {
+        const { LipSync } = await import('/player.js');
+        const REFRESH = 1000 / 60;
+        const play = ({ fps, follows, sound, beat = 0 }) => {
+            const lips = new LipSync();
+            let [seed, hold, taken, changes] = [1, 0, 3, 0];
+            const noise = () => { seed = (seed * 16807) % 2147483647; return seed / 2147483647 - 0.5; };
+            const apart = [];
+            for (; taken < 120_000; taken += 1000 / fps + beat / fps) {
+                const ready = taken + Math.max(12, hold) + 2 * noise();
+                const shown = Math.ceil(ready / REFRESH) * REFRESH;
+                const heard = sound(taken);
+                if (taken > 30_000) apart.push(Math.abs(heard - (shown - taken)));
+                const wish = lips.look(shown, heard + 10 * noise(), shown - taken);
+                if (!wish) continue;
+                if (taken > 30_000) changes += 1;
+                hold = wish.videoMs;
+                if (follows) taken += wish.takeLaterMs ?? 0;
+            }
+            return { changes, within: [4.5, 9.5, 18].map(ms => apart.filter(x => x <= ms).length / apart.length) };
+        };
+        const steady = () => 57; // pictures can be 47 or 64 ms old, if their source does not follow
+        return {
+            follows: play({ fps: 30, follows: true, sound: steady }),
+            follows60: play({ fps: 60, follows: true, sound: steady }),
+            alone: play({ fps: 30, follows: false, sound: steady }),
+            steps: play({ fps: 30, follows: true, sound: at => (at % 40_000 < 20_000 ? 55 : 70) }),
+            beat: play({ fps: 30, follows: true, sound: steady, beat: 0.3 }),
+            film: play({ fps: 24, follows: false, sound: steady }),
+        };
+    })()";
+    let played = page.evaluate(script).await.unwrap();
+    let check = |case: &str, share: [f64; 3], changes: u64| {
+        let got = &played[case];
+        for (n, share) in share.iter().enumerate() {
+            assert!(got["within"][n].as_f64().unwrap() >= *share, "{case}: {got}");
+        }
+        assert!(got["changes"].as_u64().unwrap() <= changes, "{case}: {got}");
+    };
+    println!("{played}");
+    check("follows", [0.99, 1.0, 1.0], 4);
+    check("follows60", [0.99, 1.0, 1.0], 4);
+    check("alone", [0.0, 0.99, 1.0], 4);
+    check("steps", [0.75, 0.75, 0.99], 20);
+    check("beat", [0.9, 0.95, 1.0], 60);
+    check("film", [0.0, 0.5, 0.99], 30);
+    browser.close().await.unwrap();
+}

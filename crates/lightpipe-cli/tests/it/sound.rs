@@ -9,7 +9,8 @@ use crate::lab::browser::{PLAYER, watch};
 use crate::lab::{PATIENCE, Server, chromium, quiet, serve};
 
 /// Notes the age of each flash when it is shown and of each beep when it leaves the jitter buffer, ms, by the whole second of the server's
-/// clock at which both began. A flash is as old as the picture that shows it first.
+/// clock at which both began. A flash is as old as the picture that shows it first, when that is given to the display: a busy page is
+/// called a refresh later, but what it then sees is the same picture (unless the clock in the picture and its RTP time differ).
 ///
 /// `MediaStreamTrackProcessor` gives out sound in the blocks in which the browser plays it. Each carries its time on a clock of
 /// its own; the block that reached the page fastest ties that to the page's, so that a busy page makes no sound late.
@@ -25,7 +26,9 @@ const LISTEN: &str = "void (() => {
     context.drawImage(player.video, w * 0.88, h * 0.76, w * 0.05, h * 0.1, 0, 0, 8, 8);
     const now = context.getImageData(4, 4, 1, 1).data[1] > 128;
     const taken = server(sample.at_ms) - sample.timecode_latency_ms;
-    if (!lit && now) ages.flash[Math.floor((taken + 1) / 1000)] = sample.timecode_latency_ms;
+    const same = Math.abs(sample.rtp_latency_ms - sample.timecode_latency_ms) < 10;
+    const calledAfter = same ? Math.max(sample.at_ms - sample.metadata.presentationTime, 0) : 0;
+    if (!lit && now) ages.flash[Math.floor((taken + 1) / 1000)] = sample.timecode_latency_ms - calledAfter;
     lit = now;
   });
   const track = player.peerConnection.getReceivers().find(r => r.track.kind === 'audio').track;
