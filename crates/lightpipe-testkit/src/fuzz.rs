@@ -21,7 +21,7 @@ use lightpipe_media::{
 };
 use lightpipe_rtc::control::FromPage;
 use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Publisher, Tracks, demux};
-use lightpipe_signal::{ClientMessage, SdpFrag, whep};
+use lightpipe_signal::{ClientMessage, Conference, SdpFrag, whep};
 
 /// One parser under test.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "candidate", run: candidate, seeds: candidate_seeds },
     Target { name: "sdpfrag", run: sdpfrag, seeds: sdpfrag_seeds },
     Target { name: "message", run: message, seeds: message_seeds },
+    Target { name: "jsonrpc", run: jsonrpc, seeds: jsonrpc_seeds },
     Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
     Target { name: "publish", run: publish, seeds: offer_seeds },
     Target { name: "vp8", run: vp8, seeds: vp8_seeds },
@@ -312,6 +313,32 @@ fn candidate(bytes: &[u8]) {
     }
 }
 
+fn jsonrpc(bytes: &[u8]) {
+    let now = CONFIG.1;
+    let mut conference = Conference::new();
+    let there = r#"{"jsonrpc":"2.0","id":1,"method":"peer.announce","params":{"peer_id":"a"}}"#;
+    assert!(conference.message(now, 1, there).0.is_some_and(|answer| answer.contains("result")));
+    let (answer, told) = conference.message(now, 2, &text(bytes));
+    for (to, text) in told {
+        assert_eq!(to, 1, "{text}");
+        assert!(
+            serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|said| said["method"].is_string()),
+            "{text}"
+        );
+    }
+    if let Some(answer) = answer {
+        let answer: serde_json::Value = serde_json::from_str(&answer).expect("our own answer");
+        let all = answer.as_array().cloned().unwrap_or_else(|| vec![answer]);
+        let whole = |one: &serde_json::Value| one["jsonrpc"] == "2.0" && one.get("id").is_some();
+        assert!(
+            all.iter().all(|one| whole(one) && one.get("result").is_some() != one.get("error").is_some()),
+            "{all:?}"
+        );
+    }
+    conference.gone(2);
+    assert_eq!(conference.len(), 1);
+}
+
 fn sdpfrag(bytes: &[u8]) {
     let body = text(bytes);
     if let Ok(frag) = SdpFrag::parse(&body)
@@ -564,6 +591,16 @@ fn sdpfrag_seeds() -> Vec<Vec<u8>> {
     let frag = "a=ice-ufrag:EsAw\r\na=ice-pwd:0123456789abcdefghijklmn\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n\
                 a=candidate:1 1 UDP 2 192.0.2.1 61 typ host\r\na=end-of-candidates\r\n";
     vec![frag.into(), frag.replace("EsAw", "abcd").into()]
+}
+
+fn jsonrpc_seeds() -> Vec<Vec<u8>> {
+    let all = [
+        r#"{"jsonrpc":"2.0","id":1,"method":"peer.announce","params":{"peer_id":"b","capabilities":["audio"],"user_data":{},"room":"default"}}"#,
+        r#"[{"jsonrpc":"2.0","id":"x","method":"announce","params":{"peerId":"b"}},{"jsonrpc":"2.0","method":"offer","params":{"to":"a","sdp":"v=0"}}]"#,
+        r#"[{"jsonrpc":"2.0","method":"announce","params":{"peer_id":"b"}},{"jsonrpc":"2.0","id":1,"method":"peer.ice_candidate","params":{"to":"a","candidate":"{\"candidate\":\"\"}","sdpMid":"0"}}]"#,
+        r#"[{"jsonrpc":"2.0","method":"announce","params":{"peer_id":"b"}},{"jsonrpc":"2.0","id":1,"method":"peer.disconnect","params":{"reason":"bye"}}]"#,
+    ];
+    all.map(|m| m.as_bytes().to_vec()).into()
 }
 
 fn message_seeds() -> Vec<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! WebSocket signalling, as clients really speak it: dialects *plain* and *room*.
+//! WebSocket signalling, as clients really speak it: dialects *plain*, *room* and *JSON-RPC*.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -215,5 +215,134 @@ async fn bad_messages_are_answered_by_name_and_nobody_else_is_disturbed() {
     let gap = bystander.take_longest_gap();
     assert!(gap.as_millis() < 1000, "stood still for {gap:?}");
     assert_eq!(server.peers().len(), 1);
+    assert!(!server.stderr().contains("panicked"), "{}", server.stderr());
+}
+
+/// A peer who shows a canvas of one colour to whoever is or comes into its room; the later one offers.
+const MESH: &str = "(async () => {
+  const canvas = Object.assign(document.createElement('canvas'), { width: 320, height: 180 }), context = canvas.getContext('2d');
+  setInterval(() => { context.fillStyle = 'COLOUR'; context.fillRect(0, 0, 320, 180); }, 50);
+  const ws = window.ws = new WebSocket(`ws://${location.host}/ws`), peers = window.peers = {}, news = window.news = [];
+  const calls = new Map();
+  const call = (method, params) => new Promise((resolve, reject) => {
+    const id = calls.size + 1;
+    calls.set(id, { resolve, reject });
+    ws.send(JSON.stringify({ jsonrpc: '2.0', id, method, params }));
+  });
+  const meet = id => {
+    const pc = new RTCPeerConnection(), video = document.body.appendChild(Object.assign(document.createElement('video'), { muted: true, autoplay: true }));
+    const stream = canvas.captureStream(20);
+    pc.addTrack(stream.getTracks()[0], stream);
+    pc.ontrack = ({ track }) => { video.srcObject = new MediaStream([track]); };
+    pc.onicecandidate = ({ candidate }) => { if (candidate) call('peer.ice_candidate', { to: id, candidate: candidate.candidate, sdp_mid: candidate.sdpMid, sdp_m_line_index: candidate.sdpMLineIndex }); };
+    return peers[id] = { pc, video };
+  };
+  ws.onmessage = async ({ data }) => {
+    const { id, result, error, method, params } = JSON.parse(data);
+    if (!method) { const waits = calls.get(id); if (error) waits.reject(error); else waits.resolve(result); return; }
+    news.push([method, params.peer_id ?? params.from]);
+    if (method === 'peer.offer') {
+      const { pc } = meet(params.from);
+      await pc.setRemoteDescription({ type: 'offer', sdp: params.sdp });
+      await pc.setLocalDescription();
+      await call('peer.answer', { to: params.from, sdp: pc.localDescription.sdp });
+    } else if (method === 'peer.answer') await peers[params.from].pc.setRemoteDescription({ type: 'answer', sdp: params.sdp });
+    else if (method === 'peer.ice_candidate') {
+      await peers[params.from].pc.addIceCandidate({ candidate: params.candidate, sdpMid: params.sdp_mid, sdpMLineIndex: params.sdp_m_line_index });
+    }
+  };
+  await new Promise((resolve, reject) => { ws.onopen = resolve; ws.onerror = reject; });
+  window.call = call;
+  window.colour = id => {
+    const { video } = peers[id], reader = new OffscreenCanvas(1, 1).getContext('2d');
+    reader.drawImage(video, 0, 0, 1, 1);
+    return [...reader.getImageData(0, 0, 1, 1).data].slice(0, 3).map(value => Math.round(value / 128));
+  };
+  const { peers: present } = await call('peer.announce', { peer_id: 'NAME', capabilities: ['video'], room: 'lab' });
+  for (const { peer_id } of present) {
+    const { pc } = meet(peer_id);
+    await pc.setLocalDescription();
+    await call('peer.offer', { to: peer_id, sdp: pc.localDescription.sdp });
+  }
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_of_a_room_see_each_other_by_json_rpc() {
+    let _machine = quiet().await;
+    let server = serve(&["pattern"]).start();
+    let browser = chromium().await;
+    let mut pages = Vec::new();
+    let colours =
+        [("ada", "#f00", json!([2, 0, 0])), ("bob", "#0f0", json!([0, 2, 0])), ("cyd", "#00f", json!([0, 0, 2]))];
+    for (name, colour, _) in &colours {
+        let page = browser.open(&server.url("/healthz")).await.unwrap();
+        page.evaluate(&MESH.replace("NAME", name).replace("COLOUR", colour)).await.unwrap();
+        pages.push(page);
+    }
+    for (page, (me, ..)) in pages.iter().zip(&colours) {
+        for (other, _, seen) in colours.iter().filter(|(other, ..)| other != me) {
+            let shows = format!("'{other}' in peers && JSON.stringify(colour('{other}')) === '{seen}'");
+            page.wait_until(&shows, PATIENCE)
+                .await
+                .unwrap_or_else(|error| panic!("{me} does not see {other}: {error}"));
+        }
+    }
+    let listed =
+        pages[0].evaluate("call('peer.list').then(room => room.peers.map(peer => peer.peer_id))").await.unwrap();
+    assert_eq!(listed, json!(["ada", "bob", "cyd"]));
+    pages[2].evaluate("ws.close()").await.unwrap();
+    pages[1].evaluate("call('peer.disconnect', { reason: 'lunch' })").await.unwrap();
+    let news = "news.filter(([method]) => !['peer.offer', 'peer.answer', 'peer.ice_candidate'].includes(method))";
+    pages[0].wait_until(&format!("{news}.length === 4"), PATIENCE).await.unwrap();
+    let news = pages[0].evaluate(news).await.unwrap();
+    assert_eq!(news.as_array().unwrap()[..2], [json!(["peer.joined", "bob"]), json!(["peer.joined", "cyd"])]);
+    let mut ends = news.as_array().unwrap()[2..].to_vec();
+    ends.sort_by_key(|end| end[1].to_string());
+    assert_eq!(ends, [json!(["peer.left", "bob"]), json!(["peer.disconnected", "cyd"])]);
+    browser.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_rpc_over_the_socket_is_answered_batched_and_ended() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    // Says nothing of itself: closed after ten seconds, while the others talk.
+    let mut mute = connect(&server, None).await.unwrap();
+    say(&mut mute, &json!({ "jsonrpc": "2.0", "id": 1, "method": "peer.list" })).await;
+    assert_eq!(hear(&mut mute).await.unwrap()["error"]["code"], -32600);
+
+    let announce = |name: &str, id: u64| json!({ "jsonrpc": "2.0", "id": id, "method": "peer.announce", "params": { "peer_id": name } });
+    let mut peers = Vec::new();
+    for n in 0..10 {
+        let mut socket = connect(&server, None).await.unwrap();
+        say(&mut socket, &announce(&format!("p{n}"), 7)).await;
+        let welcome = hear(&mut socket).await.unwrap();
+        assert_eq!((&welcome["id"], &welcome["result"]["count"]), (&json!(7), &json!(n)), "{welcome}");
+        peers.push(socket);
+    }
+    let mut eleventh = connect(&server, None).await.unwrap();
+    say(&mut eleventh, &json!([announce("p10", 1), announce("p3", 2), { "jsonrpc": "2.0", "method": "peer.list" }, 1]))
+        .await;
+    let refused = hear(&mut eleventh).await.unwrap();
+    let codes: Vec<_> = refused.as_array().unwrap().iter().map(|answer| answer["error"]["code"].as_i64()).collect();
+    assert_eq!(codes, [Some(-32001), Some(-32602), Some(-32600)], "{refused}");
+    eleventh.send(Message::text("{\"jsonrpc\":")).await.unwrap();
+    assert_eq!(hear(&mut eleventh).await.unwrap()["error"]["code"], -32700);
+
+    // Ten thousand messages end the one who sends them, and are news of nobody.
+    for _ in 0..300 {
+        _ = peers[9].send(Message::text(announce("p9", 1).to_string())).await;
+    }
+    while hear(&mut peers[9]).await.is_ok() {}
+    let gone = loop {
+        let news = hear(&mut peers[0]).await.unwrap();
+        if news["method"] == "peer.disconnected" {
+            break news;
+        }
+    };
+    assert_eq!(gone["params"]["peer_id"], "p9");
+    assert_eq!(hear(&mut mute).await, Err(Some(1008)), "nobody announced itself there");
+    say(&mut peers[0], &json!({ "jsonrpc": "2.0", "id": 9, "method": "list" })).await;
+    assert_eq!(hear(&mut peers[0]).await.unwrap()["result"]["count"], 9);
     assert!(!server.stderr().contains("panicked"), "{}", server.stderr());
 }

@@ -1,4 +1,4 @@
-//! WebSocket signalling, dialects *plain* and *room*; the first message decides which.
+//! WebSocket signalling, dialects *plain*, *room* and *JSON-RPC*; the first message decides which.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,9 +13,10 @@ use axum::response::{IntoResponse, Response};
 use futures_util::SinkExt;
 use lightpipe_media::Stream;
 use lightpipe_rtc::{Candidate, DisconnectCause};
+use lightpipe_signal::conference::{ANNOUNCE_LIMIT, Conference};
 use lightpipe_signal::message::{MAX_MESSAGE_LEN, Route};
 use lightpipe_signal::room::{BOT, Destination};
-use lightpipe_signal::{ClientMessage, Rooms, ServerMessage};
+use lightpipe_signal::{ClientMessage, Rooms, ServerMessage, jsonrpc};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -24,8 +25,8 @@ use super::App;
 use super::problem::{Problem, describe};
 use crate::media::Transport;
 
-/// Messages on their way to one client. A client that does not read its signalling is closed.
-const OUTGOING: usize = 64;
+/// Messages on their way to one client: more than another one may say in a second. A client that does not read its signalling is closed.
+const OUTGOING: usize = 256;
 
 /// A silent client is closed after this.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
@@ -39,13 +40,18 @@ const EARLY_CANDIDATES: usize = 64;
 /// The rooms and the connections in them.
 pub(crate) struct RoomHub {
     rooms: Mutex<Rooms>,
+    conference: Mutex<Conference>,
     connections: Mutex<HashMap<u64, mpsc::Sender<String>>>,
     next_id: AtomicU64,
 }
 
 impl RoomHub {
     pub(crate) fn new(rooms: Mutex<Rooms>) -> Self {
-        Self { rooms, connections: Mutex::default(), next_id: AtomicU64::new(1) }
+        Self { rooms, conference: Mutex::default(), connections: Mutex::default(), next_id: AtomicU64::new(1) }
+    }
+
+    fn conference(&self) -> MutexGuard<'_, Conference> {
+        self.conference.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rooms(&self) -> MutexGuard<'_, Rooms> {
@@ -78,6 +84,10 @@ impl Drop for Member {
         let goodbyes = self.app.rooms.rooms().leave(self.id);
         for (to, message) in goodbyes {
             self.app.rooms.send_to(to, message.to_json());
+        }
+        let goodbyes = self.app.rooms.conference().gone(self.id);
+        for (to, text) in goodbyes {
+            self.app.rooms.send_to(to, text);
         }
         for key in self.viewers.values() {
             self.app.engine.close(*key, DisconnectCause::SignallingClosed);
@@ -127,11 +137,15 @@ async fn converse(app: App, mut socket: WebSocket) {
     let mut stopping = app.stopping.clone();
     let mut session = Conversation {
         member: Member { app, id, viewers: HashMap::new() },
+        rpc: None,
         room: None,
         early: Vec::new(),
         closed: JoinSet::new(),
     };
     let mut budget = Budget::new(Instant::now());
+    let announced_by = tokio::time::sleep(ANNOUNCE_LIMIT);
+    tokio::pin!(announced_by);
+    let mut may_be_mute = false;
     loop {
         tokio::select! {
             text = outgoing.recv() => {
@@ -152,9 +166,16 @@ async fn converse(app: App, mut socket: WebSocket) {
                 }
                 let mut failed = false;
                 for reply in session.on_text(&text).await {
-                    failed |= socket.send(Message::Text(reply.to_json().into())).await.is_err();
+                    failed |= socket.send(Message::Text(reply.into())).await.is_err();
                 }
                 if failed { break }
+            }
+            () = &mut announced_by, if !may_be_mute => {
+                if session.is_unannounced() {
+                    close(&mut socket, close_code::POLICY, "no peer.announce within ten seconds").await;
+                    break;
+                }
+                may_be_mute = true;
             }
             Some(Ok(cause)) = session.closed.join_next() => {
                 let reply = ServerMessage::error(cause.as_str(), cause.sentence());
@@ -198,6 +219,8 @@ impl Budget {
 
 struct Conversation {
     member: Member,
+    /// Whether it is held in JSON-RPC; the first message tells.
+    rpc: Option<bool>,
     /// Set by `join`: the dialect is *room*.
     room: Option<String>,
     early: Vec<(String, Candidate)>,
@@ -209,7 +232,24 @@ struct Conversation {
 const PLAIN: &str = "";
 
 impl Conversation {
-    async fn on_text(&mut self, text: &str) -> Vec<ServerMessage> {
+    async fn on_text(&mut self, text: &str) -> Vec<String> {
+        if *self.rpc.get_or_insert_with(|| jsonrpc::opens(text)) {
+            let rooms = &self.member.app.rooms;
+            let (answer, told) = rooms.conference().message(Instant::now(), self.member.id, text);
+            for (to, text) in told {
+                rooms.send_to(to, text);
+            }
+            return answer.into_iter().collect();
+        }
+        self.on_message(text).await.iter().map(ServerMessage::to_json).collect()
+    }
+
+    /// In JSON-RPC, and still nobody.
+    fn is_unannounced(&self) -> bool {
+        self.rpc == Some(true) && !self.member.app.rooms.conference().knows(self.member.id)
+    }
+
+    async fn on_message(&mut self, text: &str) -> Vec<ServerMessage> {
         let message = match ClientMessage::parse(text) {
             Ok(message) => message,
             Err(error) => return vec![ServerMessage::error("bad_message", error)],
