@@ -17,15 +17,14 @@ mod pacer;
 mod peer;
 mod publisher;
 pub mod receiver;
+mod session;
 mod simulcast;
 
 pub use layers::{LayerState, LayerUse};
 pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
-pub use peer::{
-    Counters, Credentials, DisconnectCause, EncodingCounters, GuardStep, Identity, Input, Output, Peer, PeerConfig,
-    PeerError, PeerEvent, Sent, SentLayer, Tracks,
-};
+pub use peer::{Counters, EncodingCounters, Input, Peer, Sent, SentLayer, Tracks};
 pub use publisher::{Offered, Published, Publisher, ReceivedLayer};
+pub use session::{Credentials, DisconnectCause, GuardStep, Identity, Output, PeerConfig, PeerError, PeerEvent};
 pub use simulcast::MAX_LAYERS;
 
 /// Does the costly first-time work of the cryptography (37 ms CPU at the first random number, measured) at a

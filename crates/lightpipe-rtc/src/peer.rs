@@ -1,4 +1,5 @@
-//! One viewer's peer connection, or one to a server that takes our stream.
+//! Sends a stream's pictures and sound to one viewer, or to a server that takes our stream. The session's life itself is in
+//! [`crate::session`].
 
 mod encodings;
 
@@ -9,22 +10,22 @@ use std::time::{Duration, Instant};
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
 use lightpipe_media::stream::ESTIMATE_SHARE;
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
-use lightpipe_media::{AccessUnit, AudioPacket, MediaClock, RtpClock, VideoCodec};
+use lightpipe_media::{AccessUnit, AudioPacket, RtpClock, VideoCodec};
 use str0m::bwe::{Bitrate, BweKind};
-use str0m::change::SdpPendingOffer;
 use str0m::channel::ChannelId;
-use str0m::config::DtlsCert;
 use str0m::media::{Direction, MediaKind, MediaTime as RtcTime, Mid};
-use str0m::net::{Protocol, Receive};
 use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc, StreamTx};
-use str0m::{IceConnectionState, IceCreds, PacerReason, Reason, Rtc, RtcConfig};
+use str0m::{PacerReason, Reason, RtcConfig};
 
 use crate::climb::Climb;
 use crate::collapse::{self, CollapseWatch, Finding};
 use crate::control::{self, FromPage, ToPage, ViewerStats};
 use crate::layers::{LayerState, LayerUse, Layers};
-use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError, SendLine};
+use crate::negotiate::{self, AnswerError, Candidate, OfferError, SendLine};
 use crate::pacer::{Admitted, Pacer};
+use crate::session::{
+    Credentials, DisconnectCause, GuardStep, Output, PeerConfig, PeerError, PeerEvent, STUN_RETRANSMITS, Session, Turn,
+};
 use crate::{demux, simulcast};
 
 use self::encodings::Encodings;
@@ -44,31 +45,9 @@ const RTX_RATIO_CAP: f32 = 0.5;
 /// The same for a while after a collapse, where each packet that is sent again pushes another one out of the queue.
 const RTX_RATIO_CAP_SETTLING: f32 = 0.15;
 
-/// After this long without any candidate pair that could still work a session is over. The engine itself takes up to 45 s to
-/// call a silent pair dead, see [`STUN_RETRANSMITS`].
-const ICE_DISCONNECTED_LIMIT: Duration = Duration::from_secs(5);
-
-/// Checks without an answer after which the engine calls a pair dead: half a minute without a network, a lift or a tunnel, is survived. The
-/// engine's own nine are over after half of that.
-pub(crate) const STUN_RETRANSMITS: usize = 16;
-
-/// Time for connectivity checks to find a path: of a new session, and after an ICE restart.
-const ICE_CONNECT_LIMIT: Duration = Duration::from_secs(15);
-
-/// Silence of the media path after which another checked path takes over. A viewer's receiver reports come every
-/// second, its checks every two or three; the engine would stay on a path of higher priority until that is dead for good.
-const PATH_SILENCE: Duration = Duration::from_millis(2500);
-
-/// Silence of a server, whose client we are, after which it is gone. It answers our checks every two or three seconds; a viewer is given
-/// longer, because it may be walking between networks, and because here somebody waits to connect again.
-pub(crate) const SERVER_SILENCE: Duration = Duration::from_secs(8);
-
 /// First retransmission of a connectivity check; doubles from there. RFC 8445 §14.3 wants 500 ms for strangers' networks, but a viewer
 /// asked for these checks, and they are one small datagram each.
 const INITIAL_STUN_RTO: Duration = Duration::from_millis(50);
-
-/// Time for BYE and DTLS close_notify to leave.
-const CLOSE_DRAIN_LIMIT: Duration = Duration::from_millis(250);
 
 /// How often playout-delay and capture time are repeated.
 const EXTENSION_INTERVAL: Duration = Duration::from_millis(500);
@@ -125,44 +104,6 @@ const GUARD_INTERVAL: Duration = Duration::from_secs(3);
 /// Change of the estimate that is worth an event.
 const ESTIMATE_STEP: f64 = 0.05;
 
-/// DTLS identity, shared by all peers of a process.
-#[derive(Debug, Clone)]
-pub struct Identity(DtlsCert);
-
-impl Identity {
-    /// A fresh self-signed certificate.
-    pub fn generate() -> Self {
-        let provider = str0m::crypto::from_feature_flags();
-        Self(provider.dtls_provider.generate_certificate().expect("the aws-lc-rs provider generates certificates"))
-    }
-
-    /// The engine's settings to begin with: this certificate, and the DTLS that speaks for it.
-    pub(crate) fn engine(&self) -> RtcConfig {
-        let config = Rtc::builder().set_dtls_cert(self.0.clone());
-        #[cfg(feature = "rsa")]
-        let config = config.set_crypto_provider(crate::dtls::provider());
-        config
-    }
-}
-
-/// What every peer of a process shares.
-#[derive(Debug, Clone)]
-pub struct PeerConfig {
-    /// The media clock that stamps access units.
-    pub clock: MediaClock,
-    /// Our DTLS certificate.
-    pub identity: Identity,
-    /// Addresses of our UDP socket that peers can reach: our host candidates.
-    pub addresses: Vec<SocketAddr>,
-    /// Estimate each peer's bandwidth (costs about a third more CPU per packet; needs the browser's transport-wide feedback).
-    pub estimate_bandwidth: bool,
-    /// What the stream wants to send at best, bits per second. The estimator probes up to this; without it the estimate
-    /// starves the stream.
-    pub desired_bitrate_bps: u64,
-    /// Largest playout delay that the receiver may choose. Not zero: zero is another, undelayed-at-any-price path in libwebrtc.
-    pub playout_delay_max: Duration,
-}
-
 /// What a stream has to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tracks {
@@ -197,163 +138,6 @@ pub enum Input<'a> {
     Audio(&'a Arc<AudioPacket>),
     /// The instant asked for by [`Output::WakeAt`] has come.
     Tick,
-}
-
-/// What a peer asks of the world.
-#[derive(Debug)]
-pub enum Output {
-    /// Send a datagram.
-    Send {
-        /// From which of our addresses.
-        from: SocketAddr,
-        /// To whom.
-        to: SocketAddr,
-        /// Its content.
-        payload: Vec<u8>,
-    },
-    /// Something happened.
-    Event(PeerEvent),
-    /// Nothing more to do before this instant.
-    WakeAt(Instant),
-}
-
-/// What happened to a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PeerEvent {
-    /// ICE and DTLS are done; media may flow.
-    Connected,
-    /// The viewer cannot decode without a keyframe (it said so, or we dropped for it).
-    KeyframeWanted,
-    /// What its network carries, bits per second.
-    Estimate(u64),
-    /// Pictures of these layers are to be given from now on, and of no others.
-    Layer(LayerUse),
-    /// The same of simulcast: all of these go out side by side.
-    Simulcast(Vec<usize>),
-    /// One of them cannot be decoded without a keyframe; the others can.
-    LayerKeyframeWanted(usize),
-    /// It noticed that it shows pictures ever later, or we did, and this was done about it.
-    FellBehind {
-        /// What was done.
-        step: GuardStep,
-        /// By how much, beyond what it had been.
-        by: Duration,
-    },
-    /// Its display would show pictures just as soon if they were taken this much later.
-    CaptureLater(Duration),
-    /// The end. Nothing comes after this.
-    Closed(DisconnectCause),
-}
-
-/// What was done against pictures that come ever later; the names are part of the API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GuardStep {
-    /// It gets a smaller layer for half a minute.
-    LowerLayer,
-    /// There is no smaller layer, or the viewer chose this one: its backlog is dropped, and a keyframe comes.
-    Keyframe,
-    /// Neither helped: the player connects anew, with empty buffers.
-    Restart,
-}
-
-impl GuardStep {
-    /// Name in the API and in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::LowerLayer => "lower_layer",
-            Self::Keyframe => "keyframe",
-            Self::Restart => "restart",
-        }
-    }
-}
-
-/// Why a session ended; the text is part of the API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DisconnectCause {
-    /// The peer said goodbye.
-    ClosedByPeer,
-    /// We did, because the program ends.
-    Shutdown,
-    /// We did, because the signalling session ended (DELETE, closed WebSocket).
-    SignallingClosed,
-    /// The stream that was watched is no more.
-    StreamEnded,
-    /// Another publisher took the stream over.
-    TakenOver,
-    /// No connectivity check ever succeeded: a firewall or NAT is in the way of our UDP port.
-    IceNeverConnected,
-    /// It was connected and then fell silent.
-    IceTimeout,
-    /// The DTLS handshake or the engine failed.
-    Failed,
-}
-
-impl DisconnectCause {
-    /// Name in the API and in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ClosedByPeer => "closed_by_peer",
-            Self::Shutdown => "shutdown",
-            Self::SignallingClosed => "signalling_closed",
-            Self::StreamEnded => "stream_ended",
-            Self::TakenOver => "taken_over",
-            Self::IceNeverConnected => "ice_never_connected",
-            Self::IceTimeout => "ice_timeout",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// One sentence about a server whose client we are.
-    pub const fn sentence_of_server(self) -> &'static str {
-        match self {
-            Self::ClosedByPeer => "The server ended the session.",
-            Self::IceNeverConnected => {
-                "No network path to the server's media port was found; a firewall may block UDP, here or there."
-            }
-            Self::IceTimeout => "The server fell silent.",
-            _ => self.sentence(),
-        }
-    }
-
-    /// One sentence for the viewer.
-    pub const fn sentence(self) -> &'static str {
-        match self {
-            Self::ClosedByPeer => "The page closed the connection.",
-            Self::Shutdown => "The server is shutting down.",
-            Self::SignallingClosed => "The session was ended through its signalling connection.",
-            Self::StreamEnded => "The stream ended.",
-            Self::TakenOver => "Another publisher took the stream over.",
-            Self::IceNeverConnected => {
-                "No network path to the server's UDP port was found; a firewall or NAT may block it."
-            }
-            Self::IceTimeout => "The network path was lost.",
-            Self::Failed => "The secure connection failed.",
-        }
-    }
-}
-
-/// Why a call on a peer failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PeerError {
-    /// The offer was refused.
-    #[error(transparent)]
-    Offer(#[from] OfferError),
-    /// The answer to our offer was refused.
-    #[error(transparent)]
-    Answer(#[from] AnswerError),
-    /// A candidate was refused.
-    #[error(transparent)]
-    Candidate(#[from] CandidateError),
-    /// Bytes that do not belong to this peer; count and ignore.
-    #[error("datagram does not belong to this session")]
-    NotMine,
-    /// The engine gave up; the session is over.
-    #[error("session failed: {0}")]
-    Engine(#[from] str0m::RtcError),
 }
 
 /// What a peer counted.
@@ -399,15 +183,6 @@ pub struct Sent {
     pub encoded: lightpipe_media::MediaTime,
 }
 
-/// ICE credentials of one side.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// `a=ice-ufrag`.
-    pub ufrag: String,
-    /// `a=ice-pwd`.
-    pub pwd: String,
-}
-
 /// One peer connection that sends a stream's video and audio.
 ///
 /// Calls: [`Self::answer`] makes it, or [`Self::offer`] and [`Self::accept_answer`]; begin with [`Self::handle`] and [`Input::Tick`]. After every call of [`Self::handle`], [`Self::add_candidate`], [`Self::reoffer`], [`Self::restart_ice`],
@@ -415,11 +190,8 @@ pub struct Credentials {
 /// instant call `handle` with [`Input::Tick`]. After [`PeerEvent::Closed`] drop it.
 #[derive(Debug)]
 pub struct Peer {
-    rtc: Rtc,
+    session: Session,
     config: PeerConfig,
-    /// We offered, and wait for the answer.
-    pending: Option<SdpPendingOffer>,
-    offer: String,
     tracks: Tracks,
     video: Option<Outgoing>,
     audio: Option<Outgoing>,
@@ -440,17 +212,6 @@ pub struct Peer {
     /// What sound takes of the network, bits per second.
     audio_bps: f64,
     channel: Option<ChannelId>,
-    candidates: usize,
-    created: Instant,
-    connected: bool,
-    path: Path,
-    /// When the server whose client we are was heard last; none if the other side is a viewer.
-    server_heard: Option<Instant>,
-    /// Without a working candidate pair until then, the session is over.
-    path_deadline: Option<Instant>,
-    closing: Option<(DisconnectCause, Instant)>,
-    said_goodbye: bool,
-    closed: bool,
     /// Nothing was sent since the last input.
     idle_turn: bool,
     /// Media packets that the engine was given and has not sent.
@@ -464,7 +225,6 @@ pub struct Peer {
     /// Its estimate when it was last read.
     current_estimate: Option<Bitrate>,
     doubt: Doubt,
-    events: std::collections::VecDeque<PeerEvent>,
     counters: Counters,
     keyframe_asked: bool,
     extensions_sent: Option<Instant>,
@@ -542,8 +302,7 @@ impl Peer {
     pub fn answer(config: PeerConfig, offer: &str, tracks: Tracks, now: Instant) -> Result<(Self, String), PeerError> {
         let parsed = negotiate::parse_offer(offer)?;
         let mut peer = Self::new(rtc_config(&config, tracks), config, tracks, now);
-        let answer = peer.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
-        let answer = answer.to_sdp_string();
+        let answer = peer.session.accept_offer(parsed, offer)?;
         peer.open_lines(&negotiate::mids_of(&answer));
         if let Some(codec) = tracks.video.filter(|_| peer.video.is_none()) {
             return Err(no_video(offer, codec).into());
@@ -551,8 +310,6 @@ impl Peer {
         if peer.video.is_none() && peer.audio.is_none() {
             return Err(OfferError::NoAudio.into());
         }
-        offer.clone_into(&mut peer.offer);
-        peer.candidates = offer.matches("a=candidate:").count();
         let answer = peer.told(&answer);
         Ok((peer, answer))
     }
@@ -581,29 +338,24 @@ impl Peer {
         }
         let mut peer = Self::new(rtc_config, config, tracks, now);
         peer.encodings.offer(simulcast.is_some().then_some(rids));
-        let mut change = peer.rtc.sdp_api();
         // One media stream (RFC 8830) for both, or a receiver would not play them in sync.
         let stream = Some(format!("{:016x}", fastrand::u64(..)));
         let kinds = [(tracks.video.is_some(), MediaKind::Video), (tracks.audio, MediaKind::Audio)];
-        for (_, kind) in kinds.into_iter().filter(|(has, _)| *has) {
-            let simulcast = simulcast.clone().filter(|_| kind == MediaKind::Video);
-            change.add_media(kind, Direction::SendOnly, stream.clone(), None, simulcast);
-        }
-        let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
-        peer.pending = Some(pending);
-        peer.offer = offer.to_sdp_string();
-        let offer = peer.offer.clone();
+        let (offer, ()) = peer.session.offer(|change| {
+            for (_, kind) in kinds.into_iter().filter(|(has, _)| *has) {
+                let simulcast = simulcast.clone().filter(|_| kind == MediaKind::Video);
+                change.add_media(kind, Direction::SendOnly, stream.clone(), None, simulcast);
+            }
+        })?;
         Ok((peer, offer))
     }
 
     /// Takes the answer to [`Self::offer`]. A track that the other side does not take is not sent; none at all is an error, and so is
     /// a second answer.
     pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {
-        negotiate::accept_answer(&mut self.rtc, &mut self.pending, answer)?;
-        self.created = now;
-        self.server_heard = Some(now);
-        self.candidates = answer.matches("a=candidate:").count();
-        let mids = negotiate::mids_of(&self.offer);
+        self.session.accept_answer(answer)?;
+        self.session.begin_as_client(now);
+        let mids = negotiate::mids_of(self.session.offered());
         self.open_encodings(&mids, answer);
         self.open_lines(&mids);
         if self.video.is_none() && self.encodings.is_empty() && self.audio.is_none() {
@@ -613,16 +365,13 @@ impl Peer {
     }
 
     fn new(rtc_config: RtcConfig, config: PeerConfig, tracks: Tracks, now: Instant) -> Self {
-        let mut rtc = rtc_config.build(now);
-        negotiate::add_host_candidates(&mut rtc, &config.addresses);
+        let mut session = Session::new(rtc_config, &config.addresses, now);
         if config.estimate_bandwidth {
-            rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(config.desired_bitrate_bps));
+            session.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(config.desired_bitrate_bps));
         }
         Self {
-            rtc,
+            session,
             config,
-            pending: None,
-            offer: String::new(),
             tracks,
             video: None,
             audio: None,
@@ -637,15 +386,6 @@ impl Peer {
             last_timestamp: None,
             audio_bps: 0.0,
             channel: None,
-            candidates: 0,
-            created: now,
-            connected: false,
-            path: Path::default(),
-            server_heard: None,
-            path_deadline: None,
-            closing: None,
-            said_goodbye: false,
-            closed: false,
             idle_turn: false,
             in_engine: 0,
             engine_now: now,
@@ -653,7 +393,6 @@ impl Peer {
             mean_estimate: None,
             current_estimate: None,
             doubt: Doubt::new(),
-            events: std::collections::VecDeque::new(),
             counters: Counters::default(),
             keyframe_asked: false,
             extensions_sent: None,
@@ -666,9 +405,10 @@ impl Peer {
     /// Finds the lines on which we send, once both sides have agreed.
     fn open_lines(&mut self, mids: &[Mid]) {
         let one = self.encodings.is_empty();
-        let video = self.tracks.video.filter(|_| one).and_then(|codec| negotiate::video_line(&self.rtc, mids, codec));
-        let audio = if self.tracks.audio { negotiate::audio_line(&self.rtc, mids) } else { None };
-        let mut direct = self.rtc.direct_api();
+        let video =
+            self.tracks.video.filter(|_| one).and_then(|codec| negotiate::video_line(&self.session.rtc, mids, codec));
+        let audio = if self.tracks.audio { negotiate::audio_line(&self.session.rtc, mids) } else { None };
+        let mut direct = self.session.rtc.direct_api();
         self.video = video.and_then(|line| {
             let stream = direct.stream_tx_by_mid(line.mid, None)?;
             stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
@@ -685,10 +425,8 @@ impl Peer {
     /// Accepts a new offer for the same session (renegotiation, or an ICE restart by a whole offer).
     pub fn reoffer(&mut self, offer: &str) -> Result<String, PeerError> {
         let parsed = negotiate::parse_offer(offer)?;
-        let answer = self.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
-        offer.clone_into(&mut self.offer);
-        self.candidates = offer.matches("a=candidate:").count();
-        Ok(self.told(&answer.to_sdp_string()))
+        let answer = self.session.accept_offer(parsed, offer)?;
+        Ok(self.told(&answer))
     }
 
     /// The engine's answer as the viewer gets it.
@@ -699,33 +437,22 @@ impl Peer {
 
     /// Restarts ICE with the peer's new credentials (RFC 8445 §9); the answer's are [`Self::local_credentials`] afterwards.
     pub fn restart_ice(&mut self, remote: &Credentials) -> Result<(), PeerError> {
-        let offer = negotiate::with_credentials(&self.offer, &remote.ufrag, &remote.pwd);
-        self.reoffer(&offer).map(drop)
+        Ok(self.session.restart_ice(remote)?)
     }
 
     /// Our current ICE credentials.
     pub fn local_credentials(&mut self) -> Credentials {
-        let IceCreds { ufrag, pass } = self.rtc.direct_api().local_ice_credentials();
-        Credentials { ufrag, pwd: pass }
+        self.session.local_credentials()
     }
 
     /// Adds a trickled candidate.
     pub fn add_candidate(&mut self, candidate: &Candidate) -> Result<(), PeerError> {
-        if self.candidates >= MAX_CANDIDATES {
-            return Err(CandidateError::TooMany.into());
-        }
-        self.candidates += 1;
-        if let Candidate::Usable(text) = candidate {
-            let parsed =
-                str0m::Candidate::from_sdp_string(text).map_err(|_| CandidateError::Malformed(text.clone()))?;
-            self.rtc.add_remote_candidate(parsed);
-        }
-        Ok(())
+        Ok(self.session.add_candidate(candidate)?)
     }
 
     /// Whether ICE and DTLS are done.
     pub const fn is_connected(&self) -> bool {
-        self.connected
+        self.session.is_connected()
     }
 
     /// What it counted so far.
@@ -774,8 +501,8 @@ impl Peer {
             return;
         }
         let share = self.video_estimate_bps().map(|bps| (bps as f64 * ESTIMATE_SHARE) as u64);
-        if self.connected && self.closing.is_none() && self.layers.look(now, share) {
-            self.events.push_back(PeerEvent::Layer(self.layers.usage()));
+        if self.session.is_open() && self.layers.look(now, share) {
+            self.session.events.push_back(PeerEvent::Layer(self.layers.usage()));
         }
     }
 
@@ -801,18 +528,10 @@ impl Peer {
 
     /// Says goodbye and ends the session; [`PeerEvent::Closed`] comes when the goodbye is out.
     pub fn close(&mut self, now: Instant, cause: DisconnectCause) {
-        if self.closing.is_some() || self.closed {
-            return;
-        }
-        if !self.rtc.is_connected() {
-            self.finish(cause);
-            return;
-        }
-        if matches!(cause, DisconnectCause::Shutdown | DisconnectCause::StreamEnded) {
+        let says_why = matches!(cause, DisconnectCause::Shutdown | DisconnectCause::StreamEnded);
+        if self.session.close(now, cause) && says_why {
             self.write_control(&ToPage::Bye { cause: cause.as_str(), text: cause.sentence() });
         }
-        // The engine's own goodbye follows in `poll`, behind the message: closing drops what the channel still holds.
-        self.closing = Some((cause, now + CLOSE_DRAIN_LIMIT));
     }
 
     /// Tells the player what it cannot measure itself.
@@ -822,93 +541,67 @@ impl Peer {
 
     /// Takes one input. Errors: [`PeerError::NotMine`] is to be counted and ignored, the others ended the session.
     pub fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), PeerError> {
-        if self.closed {
+        if self.session.is_closed() {
             return Ok(());
         }
         self.idle_turn = true;
         match input {
             Input::Datagram { from, to, payload } => {
-                let receive = Receive::new(Protocol::Udp, from, to, payload).map_err(|_| PeerError::NotMine)?;
-                let input = str0m::Input::Receive(now, receive);
-                // The engine checks the source of a datagram here and nowhere else.
-                if !self.rtc.accepts(&input) {
-                    return Err(PeerError::NotMine);
-                }
-                self.path.heard(now, from, payload);
-                self.server_heard = self.server_heard.map(|_| now);
+                self.session.receive(now, from, to, payload)?;
                 self.engine_now = self.engine_now.max(now);
-                self.engine(|rtc| rtc.handle_input(input))?;
             }
             Input::Media(unit) => self.on_picture(now, unit, 0)?,
             Input::Layer(unit, layer) => self.on_picture(now, unit, layer)?,
             Input::Audio(packet) => {
-                if self.connected && self.closing.is_none() && self.write_audio(packet) {
+                if self.session.is_open() && self.write_audio(packet) {
                     self.advance(now)?;
                 }
             }
             Input::Tick => self.advance(now)?,
         }
         self.look_at_layers(now);
-        self.check_limits(now);
+        self.session.check_limits(now);
         Ok(())
     }
 
     /// What to do next. Call until it answers [`Output::WakeAt`].
     pub fn poll(&mut self, now: Instant) -> Output {
         loop {
-            if let Some(event) = self.events.pop_front() {
-                return Output::Event(event);
-            }
-            if self.closed {
-                return Output::WakeAt(now + Duration::from_secs(3600));
-            }
-            match self.rtc.poll_output() {
-                Ok(str0m::Output::Transmit(t)) => {
-                    self.idle_turn = false;
-                    match demux::rtp_ssrc(&t.contents) {
-                        Some(ssrc) if self.video.as_ref().is_some_and(|video| *video.ssrc == ssrc) => {
-                            self.on_media_out(now);
-                        }
-                        Some(ssrc) if self.encodings.has(ssrc) => self.on_media_out(now),
-                        Some(ssrc) if self.audio.as_ref().is_some_and(|audio| *audio.ssrc == ssrc) => {}
-                        Some(_) => self.probed = Some(now),
-                        None => {}
+            match self.session.poll(now) {
+                Turn::Output(output) => {
+                    if let Output::Send { payload, .. } = &output {
+                        self.on_sent(now, payload);
                     }
-                    self.counters.sent_packets += 1;
-                    self.counters.sent_bytes += t.contents.len() as u64;
-                    self.watch.sent(now, t.contents.len());
-                    let to = self.path.route(now, t.destination, &t.contents);
-                    return Output::Send { from: t.source, to, payload: t.contents.into() };
+                    return output;
                 }
-                Ok(str0m::Output::Event(event)) => self.on_event(now, event),
-                Ok(str0m::Output::Timeout(at)) => {
-                    if let Some((cause, _)) = self.closing
-                        && !std::mem::replace(&mut self.said_goodbye, true)
-                    {
-                        if self.rtc.close().is_err() {
-                            self.finish(cause);
-                        }
-                        continue;
-                    }
+                Turn::Media(event) => self.on_event(now, event),
+                Turn::Rest(at) => {
                     // What `on_media_out` does, for the engine's own packets.
                     let turn = !self.idle_turn
                         && at <= now + ENGINE_TURNS
-                        && self.rtc.last_timeout_reason() == Reason::Pacer(PacerReason::Immediate);
-                    if turn {
-                        self.idle_turn = true;
-                        self.engine_turn(at.max(now));
-                        continue;
+                        && self.session.rtc.last_timeout_reason() == Reason::Pacer(PacerReason::Immediate);
+                    if !turn {
+                        return Output::WakeAt(self.next_wake(now, at));
                     }
-                    if !self.rtc.is_alive() {
-                        let cause = self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause);
-                        self.finish(cause);
-                        continue;
-                    }
-                    return Output::WakeAt(self.next_wake(now, at));
+                    self.idle_turn = true;
+                    self.engine_turn(at.max(now));
                 }
-                Err(_) => self.finish(self.closing.map_or(DisconnectCause::Failed, |(cause, _)| cause)),
             }
         }
+    }
+
+    fn on_sent(&mut self, now: Instant, datagram: &[u8]) {
+        self.idle_turn = false;
+        match demux::rtp_ssrc(datagram) {
+            Some(ssrc) if self.video.as_ref().is_some_and(|video| *video.ssrc == ssrc) => self.on_media_out(now),
+            Some(ssrc) if self.encodings.has(ssrc) => self.on_media_out(now),
+            Some(ssrc) if self.audio.as_ref().is_some_and(|audio| *audio.ssrc == ssrc) => {}
+            Some(_) => self.probed = Some(now),
+            None => {}
+        }
+        self.counters.sent_packets += 1;
+        self.counters.sent_bytes += datagram.len() as u64;
+        self.watch.sent(now, datagram.len());
     }
 
     /// The engine's pacer lets one packet through per turn, even of a stream that it does not pace. The turns happen here, so that
@@ -923,43 +616,28 @@ impl Peer {
 
     fn engine_turn(&mut self, at: Instant) {
         self.engine_now = at;
-        if self.rtc.handle_input(str0m::Input::Timeout(at)).is_err() {
-            self.finish(DisconnectCause::Failed);
-        }
+        // An error is the end of the session, which says so itself.
+        let _ = self.session.advance(at);
     }
 
     fn next_wake(&self, now: Instant, engine: Instant) -> Instant {
         let mut at = engine;
+        let open = self.session.is_open();
         // Without feedback the estimator asks to be woken once per round trip, on loopback without end. It can wait: the engine
         // holds no packet back but those of its probes.
-        if self.rtc.last_timeout_reason() == Reason::BweDelayControl {
+        let reason = self.session.rtc.last_timeout_reason();
+        if reason == Reason::BweDelayControl {
             if !self.is_probing(now) {
                 at = at.max(now + IDLE_ESTIMATOR_INTERVAL);
             } else if self.idle_turn {
                 at = at.max(now + PROBING_ESTIMATOR_INTERVAL);
             }
         }
-        if self.connected && self.closing.is_none() && !self.is_probing(now) && can_wait(self.rtc.last_timeout_reason())
-        {
+        if open && !self.is_probing(now) && can_wait(reason) {
             at = self.next_shared_turn(at);
         }
         let pace = self.pacer.wake_at().into_iter().chain(self.encodings.wake_at()).min();
-        if let Some(pace) = pace.filter(|_| self.connected && self.closing.is_none()) {
-            at = at.min(pace);
-        }
-        if let Some((_, limit)) = self.closing {
-            at = at.min(limit);
-        }
-        if !self.connected && self.pending.is_none() {
-            at = at.min(self.created + ICE_CONNECT_LIMIT);
-        }
-        self.path_ends().map_or(at, |end| at.min(end))
-    }
-
-    /// When an established connection counts as lost, as things stand.
-    fn path_ends(&self) -> Option<Instant> {
-        let silence = self.server_heard.map(|at| at + SERVER_SILENCE);
-        self.path_deadline.into_iter().chain(silence).min().filter(|_| self.connected)
+        at.min(pace.filter(|_| open).unwrap_or(at)).min(self.session.wake_at().unwrap_or(at))
     }
 
     fn is_probing(&self, now: Instant) -> bool {
@@ -973,22 +651,8 @@ impl Peer {
         at + Duration::from_micros(((SHARED_TURNS.as_micros() - over) % SHARED_TURNS.as_micros()) as u64)
     }
 
-    fn check_limits(&mut self, now: Instant) {
-        if let Some((cause, limit)) = self.closing {
-            if now >= limit {
-                self.finish(cause);
-            }
-        } else if self.pending.is_some() {
-            // The clock starts with the answer.
-        } else if !self.connected && now >= self.created + ICE_CONNECT_LIMIT {
-            self.finish(DisconnectCause::IceNeverConnected);
-        } else if self.path_ends().is_some_and(|end| now >= end) {
-            self.finish(DisconnectCause::IceTimeout);
-        }
-    }
-
     fn on_picture(&mut self, now: Instant, unit: &Arc<AccessUnit>, layer: usize) -> Result<(), PeerError> {
-        if !self.connected || self.closing.is_some() {
+        if !self.session.is_open() {
             return Ok(());
         }
         if !self.encodings.is_empty() {
@@ -998,7 +662,7 @@ impl Peer {
         let before = self.layers.usage();
         let taken = self.layers.takes(layer, unit.keyframe);
         if self.layers.usage() != before {
-            self.events.push_back(PeerEvent::Layer(self.layers.usage()));
+            self.session.events.push_back(PeerEvent::Layer(self.layers.usage()));
         }
         if taken {
             let waits = self.pacer.backlog_age(now);
@@ -1049,23 +713,23 @@ impl Peer {
     /// While waiting, one request is enough: the stream remembers it.
     fn ask_keyframe_once(&mut self) {
         if !std::mem::replace(&mut self.keyframe_asked, true) {
-            self.events.push_back(PeerEvent::KeyframeWanted);
+            self.session.events.push_back(PeerEvent::KeyframeWanted);
         }
     }
 
     /// Moves the engine's time to `now`, with whatever the pacer releases by then.
     fn advance(&mut self, now: Instant) -> Result<(), PeerError> {
-        if self.connected && self.closing.is_none() {
+        if self.session.is_open() {
             self.release_batch(now);
             self.release_encodings(now);
         }
         self.engine_now = self.engine_now.max(now);
-        self.engine(|rtc| rtc.handle_input(str0m::Input::Timeout(now)))
+        self.session.advance(now)
     }
 
     fn release_batch(&mut self, now: Instant) {
         let Self {
-            rtc,
+            session,
             pacer,
             counters,
             config,
@@ -1079,7 +743,7 @@ impl Peer {
         else {
             return;
         };
-        let mut direct = rtc.direct_api();
+        let mut direct = session.rtc.direct_api();
         let Some(stream) = direct.stream_tx(&video.ssrc) else { return };
         video.release(now, stream, pacer, extensions_sent, config, |unit, rtp_timestamp, _, marker| {
             *in_engine += 1;
@@ -1094,10 +758,10 @@ impl Peer {
     /// Sound goes out at once: a frame is one small packet, and what was lost of it comes too late again. False when this viewer
     /// takes none.
     fn write_audio(&mut self, packet: &AudioPacket) -> bool {
-        let Self { rtc, audio: Some(Outgoing { line, ssrc, clock, next_seq_no }), config, .. } = self else {
+        let Self { session, audio: Some(Outgoing { line, ssrc, clock, next_seq_no }), config, .. } = self else {
             return false;
         };
-        let mut direct = rtc.direct_api();
+        let mut direct = session.rtc.direct_api();
         let Some(stream) = direct.stream_tx(ssrc) else { return false };
         let rtp_timestamp = clock.timestamp_at(packet.captured);
         let wallclock = config.clock.instant(packet.captured);
@@ -1113,31 +777,12 @@ impl Peer {
         true
     }
 
-    fn engine(&mut self, call: impl FnOnce(&mut Rtc) -> Result<(), str0m::RtcError>) -> Result<(), PeerError> {
-        call(&mut self.rtc).map_err(|error| {
-            self.finish(DisconnectCause::Failed);
-            error.into()
-        })
-    }
-
-    fn finish(&mut self, cause: DisconnectCause) {
-        if !std::mem::replace(&mut self.closed, true) {
-            self.events.push_back(PeerEvent::Closed(cause));
-            self.rtc.disconnect();
-        }
-    }
-
     fn on_event(&mut self, now: Instant, event: str0m::Event) {
         match event {
-            str0m::Event::Connected if !self.connected => {
-                self.connected = true;
-                self.events.push_back(PeerEvent::Connected);
-            }
-            str0m::Event::IceConnectionStateChange(state) => self.on_ice_state(now, state),
             str0m::Event::KeyframeRequest(request) => {
                 self.counters.keyframe_requests += 1;
                 if self.encodings.is_empty() {
-                    self.events.push_back(PeerEvent::KeyframeWanted);
+                    self.session.events.push_back(PeerEvent::KeyframeWanted);
                 } else {
                     self.on_encoding_keyframe_request(request.rid);
                 }
@@ -1182,7 +827,6 @@ impl Peer {
             str0m::Event::ChannelData(data) if self.channel == Some(data.id) => {
                 self.on_page_message(now, FromPage::parse(&data.data));
             }
-            str0m::Event::Closed => self.finish(self.closing.map_or(DisconnectCause::ClosedByPeer, |(cause, _)| cause)),
             _ => {}
         }
     }
@@ -1201,7 +845,7 @@ impl Peer {
             }
             // Over a whole interval of the slowest display is no phase but a mistake.
             Some(FromPage::Phase { later_ms }) if (0.0..=50.0).contains(&later_ms) => {
-                self.events.push_back(PeerEvent::CaptureLater(Duration::from_secs_f64(later_ms / 1000.0)));
+                self.session.events.push_back(PeerEvent::CaptureLater(Duration::from_secs_f64(later_ms / 1000.0)));
             }
             _ => {}
         }
@@ -1224,24 +868,7 @@ impl Peer {
             GuardStep::Keyframe
         };
         self.counters.guard_steps += 1;
-        self.events.push_back(PeerEvent::FellBehind { step, by });
-    }
-
-    /// `Checking` is the beginning, a restart, or the time after the last pair died while others are still being tried. None of
-    /// them may last for ever, and changing between states must not buy time.
-    fn on_ice_state(&mut self, now: Instant, state: IceConnectionState) {
-        let limit = match state {
-            IceConnectionState::Connected | IceConnectionState::Completed => {
-                self.path_deadline = None;
-                return;
-            }
-            IceConnectionState::Disconnected if self.connected => ICE_DISCONNECTED_LIMIT,
-            IceConnectionState::Disconnected | IceConnectionState::New | IceConnectionState::Checking => {
-                ICE_CONNECT_LIMIT
-            }
-        };
-        let deadline = now + limit;
-        self.path_deadline = Some(self.path_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        self.session.events.push_back(PeerEvent::FellBehind { step, by });
     }
 
     fn on_estimate(&mut self, now: Instant, estimate: Bitrate, measured: bool) {
@@ -1254,13 +881,13 @@ impl Peer {
         let pace = (measured && bps < self.config.desired_bitrate_bps).then_some(bps);
         self.pacer.set_estimate(pace);
         self.encodings.set_estimate(pace);
-        self.events.push_back(PeerEvent::Estimate(bps));
+        self.session.events.push_back(PeerEvent::Estimate(bps));
     }
 
     /// What is under way is lost or late, or the estimator thinks so: see [`CollapseWatch`].
     fn notice_collapse(&mut self, now: Instant, loss: Option<f32>, rtt: Option<Duration>) {
         // Of several encodings side by side each has its own queue; the least simply goes on.
-        let one = self.connected && self.encodings.is_empty();
+        let one = self.session.is_connected() && self.encodings.is_empty();
         let Some(current) = self.current_estimate.filter(|_| one) else { return };
         if self.watch.has_settled(now) {
             self.forget_sent(RTX_RATIO_CAP);
@@ -1279,7 +906,7 @@ impl Peer {
                 self.keyframe_asked = false;
                 self.guarded_at = Some(now);
                 self.counters.guard_steps += 1;
-                self.events.push_back(PeerEvent::FellBehind { step: GuardStep::Keyframe, by: pause });
+                self.session.events.push_back(PeerEvent::FellBehind { step: GuardStep::Keyframe, by: pause });
             }
         }
     }
@@ -1287,14 +914,14 @@ impl Peer {
     /// Nothing that was sent so far will be sent again, and of what comes no more than this share.
     fn forget_sent(&mut self, rtx_ratio_cap: f32) {
         let Some(ssrc) = self.video.as_ref().map(|video| video.ssrc) else { return };
-        if let Some(stream) = self.rtc.direct_api().stream_tx(&ssrc) {
+        if let Some(stream) = self.session.rtc.direct_api().stream_tx(&ssrc) {
             stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(rtx_ratio_cap));
         }
     }
 
     /// The estimator forgets what it knows and starts at `bps`, of which so much is to be believed until it has measured.
     fn begin_estimate_again(&mut self, now: Instant, bps: u64, believed: u64) {
-        self.rtc.bwe().reset(Bitrate::from(bps));
+        self.session.rtc.bwe().reset(Bitrate::from(bps));
         self.climb.begins_again(now, bps, believed);
         self.current_estimate = Some(Bitrate::from(bps));
     }
@@ -1303,13 +930,13 @@ impl Peer {
     fn probe_for_more(&mut self, now: Instant) {
         let desired = self.config.desired_bitrate_bps;
         if std::mem::take(&mut self.probe_prepared) {
-            self.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(desired));
+            self.session.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(desired));
             return;
         }
-        let Some(current) = self.current_estimate.filter(|_| self.connected) else { return };
+        let Some(current) = self.current_estimate.filter(|_| self.session.is_connected()) else { return };
         let believed = self.climb.believed(now, current.as_u64());
         if self.climb.probe_is_due(now, believed, desired) {
-            self.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(believed / 2));
+            self.session.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(believed / 2));
             self.probe_prepared = true;
         }
     }
@@ -1327,7 +954,7 @@ impl Peer {
     /// Best effort: an unopened channel or a full buffer loses the message; the next one says it again.
     fn write_control(&mut self, message: &ToPage<'_>) {
         if let Some(id) = self.channel
-            && let Some(mut channel) = self.rtc.channel(id)
+            && let Some(mut channel) = self.session.rtc.channel(id)
         {
             let _ = channel.write(false, &message.to_json());
         }
@@ -1361,42 +988,6 @@ impl Doubt {
             self.pause = DOUBT_AFTER;
         }
         false
-    }
-}
-
-/// Where media goes.
-///
-/// A NAT that gives the viewer a new address leaves the engine on the old pair for most of half a minute. So when the path
-/// is silent and another one, checked in both directions, carries datagrams, media takes that.
-#[derive(Debug, Default)]
-struct Path {
-    /// Where the engine sends, and when that (or the detour) was last heard.
-    engine: Option<(SocketAddr, Instant)>,
-    /// Where we send instead.
-    detour: Option<SocketAddr>,
-}
-
-impl Path {
-    /// A datagram that the engine accepts came from this address.
-    fn heard(&mut self, now: Instant, from: SocketAddr, payload: &[u8]) {
-        let Some((to, last)) = &mut self.engine else { return };
-        if from == self.detour.unwrap_or(*to) {
-            *last = now;
-        } else if now.saturating_duration_since(*last) >= PATH_SILENCE && demux::proves_path(payload) {
-            self.detour = (from != *to).then_some(from);
-            *last = now;
-        }
-    }
-
-    /// Where to send what the engine addressed to `to`. Connectivity checks go where they belong.
-    fn route(&mut self, now: Instant, to: SocketAddr, payload: &[u8]) -> SocketAddr {
-        if demux::is_stun(payload) {
-            return to;
-        }
-        if self.engine.is_none_or(|(known, _)| known != to) {
-            *self = Self { engine: Some((to, now)), detour: None };
-        }
-        self.detour.unwrap_or(to)
     }
 }
 

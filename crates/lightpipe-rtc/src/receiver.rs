@@ -4,21 +4,18 @@
 //! packets are asked for again by the engine; what does not come within [`REORDER_WAIT`] is given up, and
 //! a keyframe is asked for.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lightpipe_media::packetize::RtpPayloads;
 use lightpipe_media::{Size, VideoCodec};
-use str0m::change::{SdpAnswer, SdpPendingOffer};
+use str0m::Candidate;
 use str0m::media::{Direction, MediaKind};
-use str0m::net::{Protocol, Receive};
-use str0m::{Candidate, IceConnectionState, Rtc};
+use str0m::net::Protocol;
 
 use crate::inbound::Inbound;
-use crate::negotiate;
-use crate::peer::{Identity, Output, PeerError, PeerEvent, STUN_RETRANSMITS};
-use crate::{DisconnectCause, OfferError};
+use crate::negotiate::{self, OfferError};
+use crate::session::{DisconnectCause, Identity, Output, PeerError, STUN_RETRANSMITS, Session, Turn};
 
 pub use crate::inbound::REORDER_WAIT;
 
@@ -91,14 +88,10 @@ impl std::ops::AddAssign for ReceiverCounters {
 /// A receiving peer connection. Same calling contract as [`crate::Peer`]; events carry no media, take
 /// pictures with [`Self::take_picture`].
 pub struct Receiver {
-    rtc: Rtc,
-    pending: Option<SdpPendingOffer>,
+    session: Session,
     /// Its address from the answer to a restart on.
     moved_to: Option<SocketAddr>,
-    connected: bool,
-    closed: bool,
     inbound: Inbound,
-    events: VecDeque<PeerEvent>,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -122,34 +115,19 @@ impl Receiver {
     ) -> Result<(Self, String), PeerError> {
         let mut config = identity.engine().set_rtp_mode(true).clear_codecs();
         config.set_max_stun_retransmits(STUN_RETRANSMITS);
-        let mut rtc = negotiate::with_codec(config, codec).build(now);
-        let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| OfferError::Malformed(e.to_string()))?;
-        rtc.add_local_candidate(candidate);
-        let mut change = rtc.sdp_api();
-        let mid = change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
-        let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
-        let receiver = Self {
-            rtc,
-            pending: Some(pending),
-            moved_to: None,
-            connected: false,
-            closed: false,
-            inbound: Inbound::new(mid, codec),
-            events: VecDeque::new(),
-        };
-        Ok((receiver, offer.to_sdp_string()))
+        let mut session = Session::new(negotiate::with_codec(config, codec), &[], now);
+        session.rtc.add_local_candidate(host(address)?);
+        let (offer, mid) =
+            session.offer(|change| change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None))?;
+        Ok((Self { session, moved_to: None, inbound: Inbound::new(mid, codec) }, offer))
     }
 
     /// Takes the answer.
     pub fn accept_answer(&mut self, answer: &str) -> Result<(), PeerError> {
-        let malformed = |e: &dyn std::fmt::Display| PeerError::Offer(OfferError::Malformed(e.to_string()));
-        let answer = SdpAnswer::from_sdp_string(answer).map_err(|e| malformed(&e))?;
-        let pending = self.pending.take().ok_or_else(|| malformed(&"a second answer"))?;
-        self.rtc.sdp_api().accept_answer(pending, answer)?;
+        self.session.accept_answer(answer)?;
         if let Some(address) = self.moved_to.take() {
             // The engine forgets the old addresses only now.
-            let candidate = Candidate::host(address, Protocol::Udp).map_err(|e| malformed(&e))?;
-            self.rtc.add_local_candidate(candidate);
+            self.session.rtc.add_local_candidate(host(address)?);
         }
         Ok(())
     }
@@ -157,17 +135,14 @@ impl Receiver {
     /// It has another address, and the old one is gone: the offer of an ICE restart (RFC 8445 §9), of which [`Self::accept_answer`] takes
     /// the answer.
     pub fn restart_offer(&mut self, address: SocketAddr) -> Result<String, PeerError> {
-        let mut change = self.rtc.sdp_api();
-        change.ice_restart(false);
-        let (offer, pending) = change.apply().ok_or(OfferError::NoVideo)?;
-        self.pending = Some(pending);
+        let (offer, _) = self.session.offer(|change| change.ice_restart(false))?;
         self.moved_to = Some(address);
-        Ok(offer.to_sdp_string())
+        Ok(offer)
     }
 
     /// Whether ICE and DTLS are done.
     pub const fn is_connected(&self) -> bool {
-        self.connected
+        self.session.is_connected()
     }
 
     /// What it counted so far.
@@ -182,78 +157,47 @@ impl Receiver {
 
     /// Takes a datagram.
     pub fn handle(&mut self, now: Instant, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<(), PeerError> {
-        let receive = Receive::new(Protocol::Udp, from, to, payload).map_err(|_| PeerError::NotMine)?;
-        let input = str0m::Input::Receive(now, receive);
-        if !self.rtc.accepts(&input) {
-            return Err(PeerError::NotMine);
-        }
-        self.rtc.handle_input(input)?;
+        self.session.receive(now, from, to, payload)?;
+        self.session.check_limits(now);
         Ok(())
     }
 
     /// Time has come.
     pub fn tick(&mut self, now: Instant) -> Result<(), PeerError> {
         self.inbound.release(now);
-        self.inbound.send_request(now, &mut self.rtc);
-        self.rtc.handle_input(str0m::Input::Timeout(now))?;
+        self.inbound.send_request(now, &mut self.session.rtc);
+        self.session.advance(now)?;
+        self.session.check_limits(now);
         Ok(())
     }
 
     /// What to do next. Call until it answers [`Output::WakeAt`].
     pub fn poll(&mut self, now: Instant) -> Output {
         loop {
-            if let Some(event) = self.events.pop_front() {
-                return Output::Event(event);
-            }
-            if self.closed {
-                return Output::WakeAt(now + Duration::from_secs(3600));
-            }
-            match self.rtc.poll_output() {
-                Ok(str0m::Output::Transmit(t)) => {
-                    return Output::Send { from: t.source, to: t.destination, payload: t.contents.into() };
+            match self.session.poll(now) {
+                Turn::Output(output) => return output,
+                Turn::Media(str0m::Event::RtpPacket(packet)) => {
+                    self.inbound.push(now, packet);
+                    self.inbound.send_request(now, &mut self.session.rtc);
                 }
-                Ok(str0m::Output::Event(event)) => self.on_event(now, event),
-                Ok(str0m::Output::Timeout(at)) => {
-                    if !self.rtc.is_alive() {
-                        self.finish(DisconnectCause::ClosedByPeer);
-                        continue;
-                    }
-                    let gap = self.inbound.wake_at();
-                    return Output::WakeAt(gap.map_or(at, |g| at.min(g)));
+                Turn::Media(_) => {}
+                Turn::Rest(at) => {
+                    let others = self.inbound.wake_at().into_iter().chain(self.session.wake_at());
+                    return Output::WakeAt(others.fold(at, Instant::min));
                 }
-                Err(_) => self.finish(DisconnectCause::Failed),
             }
         }
     }
 
     /// Ends the session at once, telling the other side.
     pub fn close(&mut self) {
-        if self.rtc.close().is_err() {
-            self.finish(DisconnectCause::Failed);
+        if self.session.rtc.close().is_err() {
+            self.session.finish(DisconnectCause::Failed);
         }
     }
+}
 
-    fn finish(&mut self, cause: DisconnectCause) {
-        if !std::mem::replace(&mut self.closed, true) {
-            self.events.push_back(PeerEvent::Closed(cause));
-        }
-    }
-
-    fn on_event(&mut self, now: Instant, event: str0m::Event) {
-        match event {
-            str0m::Event::Connected if !self.connected => {
-                self.connected = true;
-                self.events.push_back(PeerEvent::Connected);
-            }
-            str0m::Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
-                self.finish(DisconnectCause::IceTimeout)
-            }
-            str0m::Event::Closed => self.finish(DisconnectCause::ClosedByPeer),
-            str0m::Event::RtpPacket(packet) => {
-                self.inbound.push(now, packet);
-                self.inbound.send_request(now, &mut self.rtc);
-            }
-            _ => {}
-        }
-    }
+/// Its only candidate.
+fn host(address: SocketAddr) -> Result<Candidate, OfferError> {
+    Candidate::host(address, Protocol::Udp).map_err(|e| OfferError::Malformed(e.to_string()))
 }

@@ -10,9 +10,10 @@ use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
 use str0m::media::{Mid, Rid};
 use str0m::stats::MediaEgressStats;
 
-use super::{Outgoing, Peer, PeerEvent, RTX_CACHE_AGE, RTX_CACHE_PACKETS, RTX_RATIO_CAP, Sent};
+use super::{Outgoing, Peer, RTX_CACHE_AGE, RTX_CACHE_PACKETS, RTX_RATIO_CAP, Sent};
 use crate::layers::LayerState;
 use crate::pacer::{Admitted, Pacer};
+use crate::session::PeerEvent;
 use crate::{negotiate, simulcast};
 
 /// How often the estimate is shared out.
@@ -158,9 +159,9 @@ impl Peer {
     /// Opens what an answer takes of the offered RIDs. Where that is none there will be one video stream, without a RID.
     pub(super) fn open_encodings(&mut self, mids: &[Mid], answer: &str) {
         let Some(codec) = self.tracks.video.filter(|_| !self.encodings.offered.is_empty()) else { return };
-        let Some(line) = negotiate::video_line(&self.rtc, mids, codec) else { return };
+        let Some(line) = negotiate::video_line(&self.session.rtc, mids, codec) else { return };
         let taken = simulcast::taken(answer, &line.mid, &self.encodings.offered);
-        let mut direct = self.rtc.direct_api();
+        let mut direct = self.session.rtc.direct_api();
         let mut first = None;
         for rid in self.encodings.offered.iter().map(|rid| Rid::from(rid.as_str())) {
             let Some(stream) = direct.stream_tx_by_mid(line.mid, Some(rid)) else { continue };
@@ -200,7 +201,7 @@ impl Peer {
 
     pub(super) fn look_at_encodings(&mut self, now: Instant) {
         let due = self.encodings.shared_at.is_none_or(|at| now.saturating_duration_since(at) >= INTERVAL);
-        let Some(estimate) = self.video_estimate_bps().filter(|_| due && self.connected) else { return };
+        let Some(estimate) = self.video_estimate_bps().filter(|_| due && self.session.is_connected()) else { return };
         self.encodings.shared_at = Some(now);
         share_out(now, estimate, self.layers.all(), &mut self.encodings.all);
         self.tell_encodings();
@@ -212,7 +213,7 @@ impl Peer {
         wanted.sort_unstable();
         if wanted != self.encodings.told {
             self.encodings.told.clone_from(&wanted);
-            self.events.push_back(PeerEvent::Simulcast(wanted));
+            self.session.events.push_back(PeerEvent::Simulcast(wanted));
         }
     }
 
@@ -237,13 +238,13 @@ impl Peer {
         encoding.counters.dropped_backlog += dropped;
         self.counters.dropped_backlog += dropped;
         if encoding.pacer.needs_keyframe() && !std::mem::replace(&mut encoding.keyframe_asked, true) {
-            self.events.push_back(PeerEvent::LayerKeyframeWanted(layer));
+            self.session.events.push_back(PeerEvent::LayerKeyframeWanted(layer));
         }
     }
 
     pub(super) fn release_encodings(&mut self, now: Instant) {
-        let Self { rtc, config, counters, last_capture, sent, in_engine, encodings, .. } = self;
-        let mut direct = rtc.direct_api();
+        let Self { session, config, counters, last_capture, sent, in_engine, encodings, .. } = self;
+        let mut direct = session.rtc.direct_api();
         for (rank, encoding) in encodings.all.iter_mut().enumerate() {
             let Encoding { outgoing, pacer, extensions_sent, counters: own, .. } = encoding;
             let Some(stream) = direct.stream_tx(&outgoing.ssrc) else { continue };
@@ -270,7 +271,7 @@ impl Peer {
         let Some(encoding) = self.encodings.all.iter_mut().find(of_rid) else { return };
         encoding.counters.keyframe_requests += 1;
         if let Some(layer) = encoding.layer.filter(|_| encoding.active) {
-            self.events.push_back(PeerEvent::LayerKeyframeWanted(layer));
+            self.session.events.push_back(PeerEvent::LayerKeyframeWanted(layer));
         }
     }
 
