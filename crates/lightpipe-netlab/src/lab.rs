@@ -557,6 +557,11 @@ impl Lab {
                         let usage = *usage;
                         self.change_layer(index, usage);
                     }
+                    PeerEvent::Silent => viewer.takes.clear(),
+                    PeerEvent::Heard => {
+                        let usage = viewer.usage;
+                        self.change_layer(index, usage);
+                    }
                     PeerEvent::Closed(cause) => viewer.record.failures.push(cause.sentence().to_owned()),
                     _ => {}
                 },

@@ -217,6 +217,12 @@ impl Layers {
         layer == self.sends
     }
 
+    /// Pictures come again after a time without any: a keyframe that did not come meanwhile is nobody's fault.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        self.wanted_at = self.wanted_at.map(|_| now);
+        self.better = None;
+    }
+
     fn want(&mut self, now: Instant, layer: usize) {
         self.wants = layer;
         self.wanted_at = Some(now);

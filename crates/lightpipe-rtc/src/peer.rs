@@ -303,6 +303,7 @@ impl Peer {
         let parsed = negotiate::parse_offer(offer)?;
         let mut peer = Self::new(rtc_config(&config, tracks), config, tracks, now);
         let answer = peer.session.accept_offer(parsed, offer)?;
+        peer.session.rest_in_silence();
         peer.open_lines(&negotiate::mids_of(&answer));
         if let Some(codec) = tracks.video.filter(|_| peer.video.is_none()) {
             return Err(no_video(offer, codec).into());
@@ -501,7 +502,7 @@ impl Peer {
             return;
         }
         let share = self.video_estimate_bps().map(|bps| (bps as f64 * ESTIMATE_SHARE) as u64);
-        if self.session.is_open() && self.layers.look(now, share) {
+        if self.takes_media() && self.layers.look(now, share) {
             self.session.events.push_back(PeerEvent::Layer(self.layers.usage()));
         }
     }
@@ -547,21 +548,35 @@ impl Peer {
         self.idle_turn = true;
         match input {
             Input::Datagram { from, to, payload } => {
+                let was_silent = self.session.is_silent();
                 self.session.receive(now, from, to, payload)?;
                 self.engine_now = self.engine_now.max(now);
+                if was_silent {
+                    self.layers.resume(now);
+                }
             }
             Input::Media(unit) => self.on_picture(now, unit, 0)?,
             Input::Layer(unit, layer) => self.on_picture(now, unit, layer)?,
             Input::Audio(packet) => {
-                if self.session.is_open() && self.write_audio(packet) {
+                if self.takes_media() && self.write_audio(packet) {
                     self.advance(now)?;
                 }
             }
             Input::Tick => self.advance(now)?,
         }
         self.look_at_layers(now);
+        let was_silent = self.session.is_silent();
         self.session.check_limits(now);
+        if self.session.is_silent() && !was_silent {
+            self.counters.dropped_backlog += self.pacer.drop_backlog();
+            self.keyframe_asked = false;
+        }
         Ok(())
+    }
+
+    /// Whether there is somebody to send pictures and sound to.
+    const fn takes_media(&self) -> bool {
+        self.session.is_open() && !self.session.is_silent()
     }
 
     /// What to do next. Call until it answers [`Output::WakeAt`].
@@ -652,7 +667,11 @@ impl Peer {
     }
 
     fn on_picture(&mut self, now: Instant, unit: &Arc<AccessUnit>, layer: usize) -> Result<(), PeerError> {
-        if !self.session.is_open() {
+        if self.session.is_silent() {
+            // Every call puts off what can wait, so that it has to be done here.
+            return self.advance(now);
+        }
+        if !self.takes_media() {
             return Ok(());
         }
         if !self.encodings.is_empty() {
@@ -800,6 +819,9 @@ impl Peer {
                 // RTCP's round trip follows the media path; ICE's keepalive is there before the first report.
                 let ice = stats.selected_candidate_pair.and_then(|p| p.current_round_trip_time);
                 self.counters.rtt = stats.rtt.or(ice).or(self.counters.rtt);
+                if self.session.is_silent() {
+                    return; // What was under way when it vanished says nothing of what its network will carry.
+                }
                 self.current_estimate = stats.bwe_tx;
                 if let Some(current) = stats.bwe_tx {
                     self.climb.look(now, current.as_u64());

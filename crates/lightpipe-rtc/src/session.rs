@@ -41,6 +41,10 @@ const PATH_SILENCE: Duration = Duration::from_millis(2500);
 /// longer, because it may be walking between networks, and because here somebody waits to connect again.
 const SERVER_SILENCE: Duration = Duration::from_secs(8);
 
+/// Silence of a viewer after which it is given nothing until it is heard again: it may be in a tunnel, and nobody should encode for it
+/// meanwhile. Its checks are two or three seconds apart, its reports less.
+const VIEWER_SILENCE: Duration = Duration::from_secs(5);
+
 /// Time for BYE and DTLS close_notify to leave.
 const CLOSE_DRAIN_LIMIT: Duration = Duration::from_millis(250);
 
@@ -106,6 +110,10 @@ pub enum Output {
 pub enum PeerEvent {
     /// ICE and DTLS are done; media may flow.
     Connected,
+    /// Nothing has come from this viewer for five seconds. Its session goes on, and it takes no media until [`Self::Heard`].
+    Silent,
+    /// Something came from it again: media from now on, and a keyframe first.
+    Heard,
     /// The viewer cannot decode without a keyframe (it said so, or we dropped for it).
     KeyframeWanted,
     /// What its network carries, bits per second.
@@ -262,13 +270,25 @@ pub(crate) struct Session {
     created: Instant,
     connected: bool,
     path: Path,
-    /// When the server whose client we are was heard last; none if the other side is the client.
-    server_heard: Option<Instant>,
+    /// When the other side was heard last, and what its silence means.
+    heard: Instant,
+    silence: Silence,
+    /// That media rests was the last that was said of it.
+    silent: bool,
     /// Without a working candidate pair until then, the session is over.
     path_deadline: Option<Instant>,
     closing: Option<(DisconnectCause, Instant)>,
     said_goodbye: bool,
     closed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    Nothing,
+    /// Media rests: see [`VIEWER_SILENCE`].
+    Rest,
+    /// The end: see [`SERVER_SILENCE`].
+    End,
 }
 
 /// What [`Session::poll`] found to do.
@@ -296,7 +316,9 @@ impl Session {
             created: now,
             connected: false,
             path: Path::default(),
-            server_heard: None,
+            heard: now,
+            silence: Silence::Nothing,
+            silent: false,
             path_deadline: None,
             closing: None,
             said_goodbye: false,
@@ -331,8 +353,13 @@ impl Session {
 
     /// A server answered now: its time to connect begins, and its silence counts.
     pub(crate) fn begin_as_client(&mut self, now: Instant) {
-        self.created = now;
-        self.server_heard = Some(now);
+        (self.created, self.heard) = (now, now);
+        self.silence = Silence::End;
+    }
+
+    /// The other side is a viewer, for which media rests while it is silent.
+    pub(crate) fn rest_in_silence(&mut self) {
+        self.silence = Silence::Rest;
     }
 
     /// The offer of whichever side made it.
@@ -376,6 +403,11 @@ impl Session {
         self.connected && self.closing.is_none()
     }
 
+    /// Whether nothing has come from a viewer for so long that media rests.
+    pub(crate) const fn is_silent(&self) -> bool {
+        self.silent
+    }
+
     pub(crate) const fn is_closed(&self) -> bool {
         self.closed
     }
@@ -409,7 +441,10 @@ impl Session {
             return Err(PeerError::NotMine);
         }
         self.path.heard(now, from, payload);
-        self.server_heard = self.server_heard.map(|_| now);
+        self.heard = now;
+        if std::mem::take(&mut self.silent) {
+            self.events.push_back(PeerEvent::Heard);
+        }
         self.engine(input)
     }
 
@@ -472,10 +507,10 @@ impl Session {
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         let closing = self.closing.map(|(_, limit)| limit);
         let connecting = (!self.connected && self.pending.is_none()).then(|| self.created + ICE_CONNECT_LIMIT);
-        closing.into_iter().chain(connecting).chain(self.path_ends()).min()
+        closing.into_iter().chain(connecting).chain(self.path_ends()).chain(self.falls_silent()).min()
     }
 
-    /// Ends the session when it took too long to connect, lost its path, or has said its goodbye.
+    /// Ends the session when it took too long to connect, lost its path, or has said its goodbye. A viewer may have fallen silent.
     pub(crate) fn check_limits(&mut self, now: Instant) {
         if let Some((cause, limit)) = self.closing {
             if now >= limit {
@@ -488,12 +523,20 @@ impl Session {
             }
         } else if self.path_ends().is_some_and(|end| now >= end) {
             self.finish(DisconnectCause::IceTimeout);
+        } else if self.falls_silent().is_some_and(|at| now >= at) {
+            self.silent = true;
+            self.events.push_back(PeerEvent::Silent);
         }
+    }
+
+    /// When media rests, as things stand.
+    fn falls_silent(&self) -> Option<Instant> {
+        (self.silence == Silence::Rest && self.is_open() && !self.silent).then(|| self.heard + VIEWER_SILENCE)
     }
 
     /// When an established connection counts as lost, as things stand.
     fn path_ends(&self) -> Option<Instant> {
-        let silence = self.server_heard.map(|at| at + SERVER_SILENCE);
+        let silence = (self.silence == Silence::End).then(|| self.heard + SERVER_SILENCE);
         self.path_deadline.into_iter().chain(silence).min().filter(|_| self.connected)
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::lab::browser::{PLAYER, firefox_without_h264, inbound, wait_decoded, watch};
-use crate::lab::{GIVEN_UP, LAVFI, PATIENCE, Server, Viewer, chromium, quiet, serve, shared, until};
+use crate::lab::{LAVFI, PATIENCE, Server, Viewer, chromium, quiet, serve, shared, until};
 
 const OFFERED: &str = "(async () => {
   const pc = new RTCPeerConnection();
@@ -88,7 +88,7 @@ async fn firefox_without_h264_and_chromium_watch_one_stream_each_in_its_codec() 
 
     // Each rests by itself, and the other goes on.
     firefox.close().await.unwrap();
-    let idle = until("VP8 rests", GIVEN_UP, || server.events(0).into_iter().find(|e| e["event"] == "track_idle"));
+    let idle = until("VP8 rests", PATIENCE, || server.events(0).into_iter().find(|e| e["event"] == "track_idle"));
     assert_eq!(idle["codec"], "vp8");
     wait_decoded(&in_chromium, &format!("{PLAYER}.peerConnection"), 10).await;
     let stream = server.stream("pattern");

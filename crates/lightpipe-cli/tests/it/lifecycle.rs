@@ -1,5 +1,7 @@
 //! Lifecycle events (spec.md §8): in order, with their endings and reasons.
 
+use std::time::Duration;
+
 use lightpipe::{Config, Server as Embedded};
 use lightpipe_media::EventKind;
 use rustix::process::Signal;
@@ -59,6 +61,25 @@ async fn events_come_in_the_order_of_a_streams_life_and_name_how_it_ended() {
     until("the viewer hears of it", PATIENCE, || viewer.closed());
     let active: Vec<_> = server.events(0).into_iter().filter(|e| e["event"] == "track_active").collect();
     assert_eq!(active.len(), 2, "once per waking up");
+}
+
+/// It may be in a tunnel: its session goes on, and nobody encodes for it meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_track_rests_soon_after_its_only_viewer_vanished() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    let viewer = Viewer::join(&server, "pattern");
+    viewer.wait_pictures(5, PATIENCE);
+    let next = server.next_seq();
+    drop(viewer);
+    let idle = until("the track rests", Duration::from_secs(10), || {
+        server.events(next).into_iter().find(|e| e["event"] == "track_idle")
+    });
+    assert_eq!(idle["stream"], "pattern");
+    assert_eq!(server.stream("pattern")["target_bitrate_bps"], Value::Null);
+    let peers = server.peers();
+    assert_eq!((peers.len(), &peers[0]["state"]), (1, &Value::from("silent")), "{peers:?}");
+    assert!(server.get("/metrics").body.contains("lightpipe_peers{state=\"silent\"} 1\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

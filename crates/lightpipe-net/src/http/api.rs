@@ -140,7 +140,7 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                 "stream": peer.stream,
                 "codec": peer.codec.map(VideoCodec::name),
                 "transport": peer.transport.as_str(),
-                "state": if peer.connected { "connected" } else { "connecting" },
+                "state": peer.state(),
                 "role": if peer.received.is_some() { "publisher" } else { "viewer" },
                 "received": peer.received.map(|r| with(received(&r), &json!({
                     "unknown_packets": r.unknown_packets,

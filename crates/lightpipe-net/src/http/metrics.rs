@@ -173,9 +173,9 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         page.sample("lightpipe_viewer_frames_dropped", &[("reason", reason)], sum);
     }
     page.family("lightpipe_peers", "gauge", "Peer connections by state.");
-    let connected = peers.iter().filter(|p| p.connected).count();
-    page.sample("lightpipe_peers", &[("state", "connected")], connected);
-    page.sample("lightpipe_peers", &[("state", "connecting")], peers.len() - connected);
+    for state in ["connected", "connecting", "silent"] {
+        page.sample("lightpipe_peers", &[("state", state)], peers.iter().filter(|p| p.state() == state).count());
+    }
     page.family("lightpipe_sessions_ended_total", "counter", "Sessions that ended, by cause.");
     for (cause, count) in app.engine.disconnect_causes() {
         page.sample("lightpipe_sessions_ended_total", &[("cause", cause)], count);

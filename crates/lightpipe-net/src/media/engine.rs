@@ -341,6 +341,7 @@ impl MediaEngine {
                 transport,
                 created,
                 connected: false,
+                silent: false,
                 layer: None,
                 chosen_layer: None,
                 counters: Counters::default(),

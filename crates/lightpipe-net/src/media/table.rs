@@ -78,6 +78,8 @@ pub struct PeerInfo {
     pub created: Instant,
     /// ICE and DTLS are done.
     pub connected: bool,
+    /// It is connected, and nothing came from it for so long that it is given nothing.
+    pub silent: bool,
     /// What was sent to it.
     pub counters: Counters,
     /// What it sent to us, if it publishes.
@@ -92,6 +94,17 @@ pub struct PeerInfo {
     pub send: Histogram,
     /// Captured to the last packet handed to the kernel.
     pub capture_to_sent: Histogram,
+}
+
+impl PeerInfo {
+    /// How far its session is, in the words of the API and of metrics.
+    pub fn state(&self) -> &'static str {
+        match (self.connected, self.silent) {
+            (false, _) => "connecting",
+            (true, false) => "connected",
+            (true, true) => "silent",
+        }
+    }
 }
 
 /// Counts of the whole engine since the start.

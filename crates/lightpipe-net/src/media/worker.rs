@@ -88,6 +88,8 @@ struct Slot {
     layers: Vec<Arc<Stream>>,
     /// Which of them it is in the fans of.
     usage: LayerUse,
+    /// Nothing came from it for so long that it is in none.
+    silent: bool,
     /// With simulcast: all of them that go out.
     side_by_side: Option<Vec<usize>>,
     /// What the peer was told of them.
@@ -113,7 +115,8 @@ impl Slot {
             None if self.usage.wants != self.usage.sends => std::slice::from_ref(&self.usage.wants),
             None => &[],
         };
-        std::iter::once(self.sends()).chain(more.iter().filter_map(|layer| self.layers.get(*layer)))
+        let all = std::iter::once(self.sends()).chain(more.iter().filter_map(|layer| self.layers.get(*layer)));
+        all.filter(|_| !self.silent)
     }
 
     /// Place of a stream among the layers.
@@ -479,6 +482,7 @@ impl Worker {
             wake_at: viewer.created,
             layers: vec![Arc::clone(&viewer.stream)],
             usage: LayerUse { sends: 0, wants: 0 },
+            silent: false,
             side_by_side: None,
             told: Vec::new(),
             viewer,
@@ -578,6 +582,8 @@ impl Worker {
     fn on_event(&mut self, key: u64, event: &PeerEvent) {
         match event {
             PeerEvent::Connected => self.on_connected(key),
+            PeerEvent::Silent => self.rest(key, true),
+            PeerEvent::Heard => self.rest(key, false),
             PeerEvent::KeyframeWanted => {
                 let taken: Vec<FanKey> =
                     self.peers.get(&key).map_or_else(Vec::new, |slot| slot.takes().map(fan_key).collect());
@@ -677,12 +683,25 @@ impl Worker {
         }
     }
 
+    /// A viewer fell silent, so that nobody needs to encode for it; or it is heard again.
+    fn rest(&mut self, key: u64, silent: bool) {
+        self.change_layer(key, |slot| slot.silent = silent);
+        self.shared.table.update(key, |info| info.silent = silent);
+    }
+
     fn change_layer(&mut self, key: u64, change: impl FnOnce(&mut Slot)) {
         let Some(slot) = self.peers.get_mut(&key) else { return };
         let before: Vec<Arc<Stream>> = slot.takes().cloned().collect();
         change(slot);
-        let Slot { viewer, usage, side_by_side, .. } = slot;
-        debug!(peer = public_part(&viewer.id), sends = usage.sends, wants = usage.wants, ?side_by_side, "layer");
+        let Slot { viewer, usage, silent, side_by_side, .. } = slot;
+        debug!(
+            peer = public_part(&viewer.id),
+            sends = usage.sends,
+            wants = usage.wants,
+            ?side_by_side,
+            silent,
+            "layer"
+        );
         self.change_fans(key, &before);
         self.pass_on_estimates(key);
     }

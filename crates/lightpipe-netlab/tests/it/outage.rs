@@ -31,6 +31,8 @@ fn a_picture_soon_after_an_outage() {
                     ladder.layers().len()
                 );
                 assert!(after < limit, "{after} ms");
+                let nobody_there = report.between(27.0, 20.0 + outage as f64 / 1e3);
+                assert!(nobody_there.into_iter().all(|sample| sample.target_bps.is_none()), "encoded for nobody");
                 let pictures = report.shown_ms.iter().filter(|at| **at > 20_000.0 + outage as f64 + limit).count();
                 let expected = (50.0 - (outage as f64 + limit) / 1e3) * 30.0;
                 assert!(pictures as f64 > expected * 0.95, "{pictures} of {expected} pictures");

@@ -50,6 +50,32 @@ fn viewer_that_vanishes_is_noticed_within_thirty_seconds() {
     assert!(matches!(endings[..], [(at, DisconnectCause::IceTimeout)] if at < secs(60)), "{endings:?}");
 }
 
+/// What nobody takes nobody should encode; and it may only be in a tunnel.
+#[test]
+fn viewer_that_falls_silent_is_given_nothing_until_it_is_heard_again() {
+    let mut lab = Lab::seeded(8);
+    let viewer = lab.join(link(), link());
+    lab.connect();
+    lab.run_for(secs(5));
+    let said = |lab: &Lab, event: PeerEvent| lab.pairs[viewer].events.iter().filter(|(_, e)| *e == event).count();
+    assert_eq!(said(&lab, PeerEvent::Silent), 0, "reports come every second");
+    lab.set_network(viewer, link(), LinkConfig::default().with_loss(1.0));
+    let after = lab.run_until(secs(6), |lab| said(lab, PeerEvent::Silent) == 1);
+    assert!(after > secs(3), "{after:?}");
+    let sent = lab.pairs[viewer].peer.counters().sent_frames;
+    lab.run_for(secs(10));
+    assert_eq!(lab.pairs[viewer].peer.counters().sent_frames, sent);
+
+    let shown = lab.pairs[viewer].pictures.len();
+    lab.set_network(viewer, link(), link());
+    let heard = lab.run_until(secs(4), |lab| said(lab, PeerEvent::Heard) == 1);
+    let picture = lab.run_until(secs(1), |lab| lab.pairs[viewer].pictures.len() > shown);
+    println!("silent after {after:?}, heard again after {heard:?}, a picture {picture:?} later");
+    assert!(picture < ms(200) && lab.pairs[viewer].pictures[shown].keyframe, "{picture:?}");
+    lab.run_for(secs(60));
+    assert_eq!((said(&lab, PeerEvent::Silent), endings(&lab, viewer).len()), (1, 0), "the same session");
+}
+
 #[test]
 fn viewer_that_never_connects_is_given_up_after_fifteen_seconds() {
     for answer_reaches in [false, true] {
