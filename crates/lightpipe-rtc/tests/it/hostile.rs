@@ -1,6 +1,6 @@
 //! Authenticated peers that send what they should not: what is refused is counted, and what comes after it is taken.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use fastrand::Rng;
 use lightpipe_media::{AccessUnit, MediaTime, Size, Stages, VideoCodec};
 use lightpipe_rtc::{Output, Published, Publisher};
 use str0m::change::SdpAnswer;
-use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
+use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid, Rid, Simulcast, SimulcastLayer};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::{RtpWrite, Ssrc};
 use str0m::{Candidate, Input, Rtc};
@@ -26,13 +26,21 @@ struct Session {
     mid: Mid,
     address: SocketAddr,
     publisher: Publisher,
-    seq_no: u64,
+    seq_nos: HashMap<Ssrc, u64>,
     timestamp: u32,
     pictures: u64,
+    /// Of each layer, where there are any.
+    of_layers: [u64; 3],
+    /// RTP packets that are lost next.
+    losing: usize,
 }
 
 impl Session {
     fn connected() -> Self {
+        Self::with_layers(&[])
+    }
+
+    fn with_layers(rids: &[&str]) -> Self {
         let lab = Lab::seeded(81);
         let now = lab.now;
         let address: SocketAddr = "198.51.100.9:40000".parse().unwrap();
@@ -41,11 +49,25 @@ impl Session {
         let mut sender = config.build(now);
         sender.add_local_candidate(Candidate::host(address, Protocol::Udp).unwrap());
         let mut change = sender.sdp_api();
-        let mid = change.add_media(MediaKind::Video, Direction::SendOnly, None, None, None);
+        let mut simulcast = Simulcast::new();
+        rids.iter().for_each(|rid| simulcast.add_send_layer(SimulcastLayer::new(rid)));
+        let simulcast = (!rids.is_empty()).then_some(simulcast);
+        let mid = change.add_media(MediaKind::Video, Direction::SendOnly, None, None, simulcast);
         let (offer, pending) = change.apply().unwrap();
         let (publisher, answer) = Publisher::answer(lab.config.clone(), &offer.to_sdp_string(), None, now).unwrap();
         sender.sdp_api().accept_answer(pending, SdpAnswer::from_sdp_string(&answer).unwrap()).unwrap();
-        let mut session = Self { now, sender, mid, address, publisher, seq_no: 100, timestamp: 7, pictures: 0 };
+        let mut session = Self {
+            now,
+            sender,
+            mid,
+            address,
+            publisher,
+            seq_nos: HashMap::new(),
+            timestamp: 7,
+            pictures: 0,
+            of_layers: [0; 3],
+            losing: 0,
+        };
         for _ in 0..500 {
             session.step();
         }
@@ -65,6 +87,11 @@ impl Session {
                 break;
             }
             for datagram in up {
+                let is_rtp = matches!(datagram[..], [128..=191, second, ..] if !(192..224).contains(&second));
+                if is_rtp && self.losing > 0 {
+                    self.losing -= 1;
+                    continue;
+                }
                 _ = self.publisher.handle(self.now, self.address, server(), &datagram);
             }
             for datagram in down {
@@ -76,7 +103,10 @@ impl Session {
             }
         }
         while let Some(published) = self.publisher.take() {
-            self.pictures += u64::from(matches!(published, Published::Picture { .. }));
+            if let Published::Picture { layer, .. } = published {
+                self.pictures += 1;
+                self.of_layers[layer] += 1;
+            }
         }
     }
 
@@ -103,19 +133,22 @@ impl Session {
     }
 
     fn ssrc(&mut self) -> Ssrc {
-        self.sender.direct_api().stream_tx_by_mid(self.mid, None).unwrap().ssrc()
+        self.ssrc_of(None)
+    }
+
+    fn ssrc_of(&mut self, rid: Option<&str>) -> Ssrc {
+        self.sender.direct_api().stream_tx_by_mid(self.mid, rid.map(Rid::from)).unwrap().ssrc()
     }
 
     /// Sends one packet, and lets it arrive.
     fn send(&mut self, ssrc: Ssrc, payload: Arc<[u8]>, marker: bool) {
         let mut direct = self.sender.direct_api();
         let stream = direct.stream_tx(&ssrc).unwrap();
+        let seq_no = self.seq_nos.entry(ssrc).or_insert(100);
         stream.write_rtp(
-            RtpWrite::new(PT.into(), self.seq_no.into(), self.timestamp, self.now, payload)
-                .marker(marker)
-                .nackable(true),
+            RtpWrite::new(PT.into(), (*seq_no).into(), self.timestamp, self.now, payload).marker(marker).nackable(true),
         );
-        self.seq_no += 1;
+        *seq_no += 1;
         self.step();
     }
 
@@ -187,7 +220,7 @@ fn another_ssrc_on_the_same_line_begins_anew() {
     // The sending engine serves one stream of a line, whichever it finds first.
     session.sender.direct_api().remove_stream_tx(first);
     session.sender.direct_api().declare_stream_tx(second, Some(rtx), mid, None);
-    session.seq_no = 1000;
+    session.seq_nos.insert(second, 1000);
     session.timestamp = 99;
     // Its pictures depend on one that nobody has, until a keyframe comes.
     session.send_picture(second, false);
@@ -198,6 +231,48 @@ fn another_ssrc_on_the_same_line_begins_anew() {
         session.step();
     }
     assert_eq!(session.pictures, 4, "{:?}", session.publisher.counters());
+}
+
+/// A publisher that restarts the encoder of one layer: nothing but the RID says where its packets belong.
+#[test]
+fn another_ssrc_of_a_rid_begins_its_layer_anew() {
+    const RIDS: [&str; 3] = ["f", "h", "q"];
+    let mut session = Session::with_layers(&RIDS);
+    assert_eq!(session.publisher.offered().layers, RIDS);
+    for rid in RIDS {
+        let ssrc = session.ssrc_of(Some(rid));
+        session.send_picture(ssrc, true);
+        session.send_picture(ssrc, false);
+    }
+    assert_eq!(session.of_layers, [2, 2, 2]);
+    let (first, mid) = (session.ssrc_of(Some("h")), session.mid);
+    let (second, rtx) = (Ssrc::from(4_000_000_001), Ssrc::from(4_000_000_002));
+    let mut direct = session.sender.direct_api();
+    direct.remove_stream_tx(first);
+    direct.declare_stream_tx(second, Some(rtx), mid, Some("h".into()));
+    (session.timestamp, _) = (99, session.seq_nos.insert(second, 40_000));
+    // Its pictures depend on one that nobody has, until a keyframe comes; those of the others depend on nothing new.
+    for (rid, expected) in [("h", [2, 2, 2]), ("f", [3, 2, 2]), ("q", [3, 2, 3])] {
+        let ssrc = session.ssrc_of(Some(rid));
+        session.send_picture(ssrc, false);
+        assert_eq!(session.of_layers, expected, "{rid}");
+    }
+    session.send_picture(second, true);
+    session.send_picture(second, false);
+    assert_eq!(session.of_layers, [3, 4, 3]);
+
+    // What is lost of it is sent again on its own new SSRC.
+    session.losing = 1;
+    session.send_picture(second, false);
+    assert_eq!(session.of_layers, [3, 4, 3]);
+    for _ in 0..300 {
+        session.step();
+    }
+    assert_eq!(session.of_layers, [3, 5, 3], "{:?}", session.publisher.counters());
+    let counters = session.publisher.received().into_iter().map(|layer| layer.counters).collect::<Vec<_>>();
+    assert_eq!(counters.iter().map(|c| c.ssrc_changes).collect::<Vec<_>>(), [0, 1, 0]);
+    assert_eq!(counters.iter().map(|c| c.lost_packets).sum::<u64>(), 0, "{counters:?}");
+    assert_eq!(session.publisher.counters().unknown_packets, 0);
 }
 
 #[test]
