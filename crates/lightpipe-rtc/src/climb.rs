@@ -68,6 +68,13 @@ impl Climb {
         bps.min((wall as f64 * (1.0 + SOFTENING * old.as_secs_f64())) as u64)
     }
 
+    /// The network has carried this for a while.
+    pub(crate) fn shown(&mut self, bps: u64) {
+        if let Some((wall, _)) = &mut self.wall {
+            *wall = bps.max(*wall);
+        }
+    }
+
     /// The network carries no more than this: something else told so.
     pub(crate) fn meet(&mut self, now: Instant, bps: u64) {
         self.wall = Some((bps, now));

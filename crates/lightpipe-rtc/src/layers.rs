@@ -1,7 +1,9 @@
 //! Which layer of a ladder a viewer gets: as much as its network carries, without swinging.
 //!
-//! Down at once when it must be, up when there has been room for a while; who had to come down soon after going up waits longer each
-//! time before the next attempt. A change takes effect with a keyframe of the new layer; until then the old one goes on.
+//! Down at once when it must be, up when there has been room for a while. Before a change up padding fills the gap to what the better layer
+//! will take: whether the network carries that shows before a picture depends on it. Who could not keep that up, or had to come down soon
+//! after going up, waits longer each time before the next attempt. A change takes effect with a keyframe of the new layer; until then the
+//! old one goes on.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,18 @@ const DOWN_MARGIN: f64 = 0.95;
 
 /// How far it must lie above what a better layer needs, and for how long.
 const UP_MARGIN: f64 = 1.1;
-const UP_AFTER: Duration = Duration::from_millis(800);
+const UP_AFTER: Duration = Duration::from_millis(400);
+
+/// How long padding must have filled the gap to a better layer before it is wanted, and the first pause after that was too much. An
+/// estimate comes of short bursts; a second is longer than the queues that hide what is too much.
+const TRIAL: Duration = Duration::from_secs(1);
+const TRIAL_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long padding may go on where it was not too much, and the estimate is still on its way.
+const TRIAL_LIMIT: Duration = Duration::from_secs(3);
+
+/// Padding beyond what a layer's pictures take: headers, and the room that there has to be in order to stay.
+const TRIAL_MARGIN: f64 = 1.15;
 
 /// Pause after coming down before going up again.
 const UP_PAUSE: Duration = Duration::from_secs(2);
@@ -65,6 +78,14 @@ pub struct LayerUse {
     pub wants: usize,
 }
 
+/// Padding instead of a better layer's pictures, from then on until they come.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    layer: usize,
+    since: Instant,
+    fills_bps: u64,
+}
+
 /// The choice for one viewer.
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
@@ -80,6 +101,7 @@ pub(crate) struct Layers {
     better: Option<(usize, Instant)>,
     raised_at: Option<Instant>,
     up_not_before: Option<Instant>,
+    trial: Option<Trial>,
     failed_pause: Option<Duration>,
     /// Neither this layer nor a better one before then.
     failed: Option<(usize, Instant)>,
@@ -97,7 +119,7 @@ impl Layers {
         if !same {
             let last = self.layers.len().saturating_sub(1);
             (self.sends, self.wants) = (sends.min(last), sends.min(last));
-            (self.better, self.wanted_at, self.barren) = (None, None, None);
+            (self.better, self.wanted_at, self.barren, self.trial) = (None, None, None, None);
         }
     }
 
@@ -128,7 +150,7 @@ impl Layers {
             },
         };
         self.chosen = chosen;
-        (self.better, self.up_not_before, self.failed, self.barren) = (None, None, None, None);
+        (self.better, self.up_not_before, self.failed, self.barren, self.trial) = (None, None, None, None, None);
         true
     }
 
@@ -138,6 +160,7 @@ impl Layers {
         let lower = (self.wants + 1..self.layers.len()).find(|layer| self.can_be_had(*layer));
         if let Some(lower) = lower.filter(|_| self.chosen.is_none()) {
             self.ceiling = Some((lower, now + BEHIND_PAUSE));
+            self.trial = None;
             return true;
         }
         false
@@ -168,6 +191,12 @@ impl Layers {
         self.ceiling = self.ceiling.filter(|(_, until)| now < *until);
         self.failed = self.failed.filter(|(_, until)| now < *until);
         let right = self.right(share_bps);
+        if let Some(trial) = self.trial.filter(|trial| trial.layer < self.wants && right > trial.layer) {
+            self.trial = None;
+            if self.can_be_had(trial.layer) {
+                self.fail(now, trial.layer, TRIAL_PAUSE);
+            }
+        }
         if right == self.wants {
             self.better = None;
             return false;
@@ -188,16 +217,16 @@ impl Layers {
             let far_below = share_bps.is_some_and(|bps| (bps as f64) < self.need(self.wants, bps) as f64 * FAR_BELOW);
             lasted >= if far_below { Duration::ZERO } else { DOWN_AFTER }
         } else {
-            lasted >= UP_AFTER && self.up_not_before.is_none_or(|at| now >= at)
+            lasted >= UP_AFTER
+                && self.up_not_before.is_none_or(|at| now >= at)
+                && self.has_proved(now, right, share_bps)
         };
         if !due {
             return false;
         }
         if right > self.wants {
             if self.raised_at.take().is_some_and(|at| now.saturating_duration_since(at) < FAILED_WITHIN) {
-                let pause = self.failed_pause.map_or(FAILED_PAUSE, |last| (last * 2).min(FAILED_PAUSE_MAX));
-                self.failed_pause = Some(pause);
-                self.failed = Some((self.wants, now + pause));
+                self.fail(now, self.wants, FAILED_PAUSE);
             }
             self.up_not_before = Some(now + UP_PAUSE);
         } else {
@@ -207,23 +236,67 @@ impl Layers {
         true
     }
 
+    /// What goes out should be filled up to this rate with padding, bits per second.
+    pub(crate) fn fills_up_to_bps(&self) -> u64 {
+        self.trial.map_or(0, |trial| trial.fills_bps)
+    }
+
+    /// What padding has filled it up to for a while without being too much, bits per second.
+    pub(crate) fn shown_bps(&self, now: Instant) -> Option<u64> {
+        let trial = self.trial.filter(|trial| now.saturating_duration_since(trial.since) >= TRIAL)?;
+        Some(trial.fills_bps)
+    }
+
+    /// Whether padding has long enough taken the place of a better layer's pictures; begins with it. Who has no estimate has no trial either.
+    fn has_proved(&mut self, now: Instant, layer: usize, share_bps: Option<u64>) -> bool {
+        let Some(share) = share_bps else { return true };
+        match self.trial {
+            Some(trial) if trial.layer == layer => {
+                // There must be room for what others hold it at; the estimate grows with what padding shows.
+                let held_at = self.layers.get(layer).and_then(|l| l.target_bps).unwrap_or(0);
+                let enough = share as f64 >= held_at as f64 * DOWN_MARGIN;
+                let lasted = now.saturating_duration_since(trial.since);
+                if !enough && lasted >= TRIAL_LIMIT {
+                    self.trial = None;
+                    self.fail(now, layer, TRIAL_PAUSE);
+                }
+                enough && lasted >= TRIAL
+            }
+            _ => {
+                // An encoder that starts takes as much as there is, up to its full rate, which is twice its lowest.
+                let takes = |l: &LayerState| l.target_bps.unwrap_or_else(|| (l.floor_bps * 2).min(share));
+                let takes = self.layers.get(layer).map_or(0, takes).max(self.need(layer, share));
+                self.trial = Some(Trial { layer, since: now, fills_bps: (takes as f64 * TRIAL_MARGIN).round() as u64 });
+                false
+            }
+        }
+    }
+
+    /// The network does not carry a layer after all.
+    fn fail(&mut self, now: Instant, layer: usize, first_pause: Duration) {
+        let pause = self.failed_pause.map_or(first_pause, |last| (last * 2).min(FAILED_PAUSE_MAX));
+        self.failed_pause = Some(pause);
+        self.failed = Some((layer, now + pause));
+    }
+
     /// Whether a picture of `layer` goes out. A keyframe of the layer that is waited for makes the change.
     pub(crate) fn takes(&mut self, layer: usize, keyframe: bool) -> bool {
         if layer == self.wants && layer != self.sends && keyframe {
             self.sends = layer;
-            self.wanted_at = None;
+            (self.wanted_at, self.trial) = (None, None);
             self.switches += 1;
         }
         layer == self.sends
     }
 
-    /// Pictures come again after a time without any: a keyframe that did not come meanwhile is nobody's fault.
-    pub(crate) fn resume(&mut self, now: Instant) {
+    /// Pictures stop, or come again: a keyframe that did not come meanwhile is nobody's fault.
+    pub(crate) fn interrupt(&mut self, now: Instant) {
         self.wanted_at = self.wanted_at.map(|_| now);
-        self.better = None;
+        (self.better, self.trial) = (None, None);
     }
 
     fn want(&mut self, now: Instant, layer: usize) {
+        self.trial = self.trial.filter(|trial| trial.layer == layer);
         self.wants = layer;
         self.wanted_at = Some(now);
         self.better = None;
@@ -244,6 +317,8 @@ impl Layers {
             }
             let Some(share) = share_bps else { return true };
             let margin = match layer.cmp(&self.wants) {
+                // What is on trial has shown more than an estimate says.
+                std::cmp::Ordering::Less if self.trial.is_some_and(|trial| trial.layer == layer) => 1.0,
                 std::cmp::Ordering::Less => UP_MARGIN,
                 std::cmp::Ordering::Equal => DOWN_MARGIN,
                 std::cmp::Ordering::Greater => 1.0,
@@ -314,7 +389,7 @@ mod tests {
         assert_eq!(viewer.run(10_000, |_| 2_500_000), []);
         assert_eq!(viewer.run(5_000, |_| 1_100_000), [(10_600, 1)], "a bit too little: after 400 ms");
         assert_eq!(viewer.run(5_000, |_| 200_000), [(15_600, 2)]);
-        assert_eq!(viewer.run(5_000, |_| 2_500_000), [(21_000, 0)], "all the way up");
+        assert_eq!(viewer.run(5_000, |_| 2_500_000), [(21_600, 0)], "all the way up");
         assert_eq!(viewer.run(5_000, |_| 100_000), [(25_200, 2)], "far below: at once");
         assert_eq!(viewer.layers.switches(), 4);
     }
@@ -338,6 +413,23 @@ mod tests {
         let ups: Vec<u64> = switches.iter().filter(|(_, layer)| *layer == 0).map(|(at, _)| *at).collect();
         assert!((3..=5).contains(&ups.len()), "{ups:?}");
         assert!(ups.windows(2).all(|pair| pair[1] - pair[0] >= 10_000), "{ups:?}");
+    }
+
+    #[test]
+    fn what_padding_shows_to_be_too_much_is_never_seen() {
+        let mut viewer = Viewer::new(ladder());
+        viewer.run(2_000, |_| 1_000_000);
+        let mut trials = Vec::new();
+        for _ in 0..1200 {
+            let filled = viewer.layers.fills_up_to_bps();
+            assert_eq!(viewer.run(100, |_| if filled > 0 { 900_000 } else { 1_500_000 }), []);
+            if filled == 0 && viewer.layers.fills_up_to_bps() > 0 {
+                trials.push((viewer.now - viewer.start).as_secs());
+                assert_eq!(viewer.layers.fills_up_to_bps(), 1_725_000, "what an encoder would take, and its headers");
+            }
+        }
+        assert!((4..=6).contains(&trials.len()), "{trials:?}");
+        assert!(trials.windows(2).all(|pair| pair[1] - pair[0] >= 5), "{trials:?}");
     }
 
     #[test]
@@ -368,7 +460,7 @@ mod tests {
         let held = vec![layer("f", 1_250_000, Some(2_500_000)), layer("h", 250_000, None), layer("q", 150_000, None)];
         viewer.layers.set(held, 0);
         assert_eq!(viewer.run(2_000, |_| 1_400_000), [(2_200, 1)]);
-        assert_eq!(viewer.run(5_000, |_| 2_400_000), [(5_000, 0)], "as good as the other one");
+        assert_eq!(viewer.run(5_000, |_| 2_400_000), [(5_600, 0)], "as good as the other one");
     }
 
     #[test]
@@ -393,7 +485,7 @@ mod tests {
         assert!(viewer.layers.fell_behind(viewer.now));
         assert_eq!(viewer.run(5_000, |_| 2_500_000), [(6_200, 2)]);
         assert!(!viewer.layers.fell_behind(viewer.now), "there is nothing less");
-        assert_eq!(viewer.run(40_000, |_| 2_500_000), [(36_900, 0)], "30 s after the last time");
+        assert_eq!(viewer.run(40_000, |_| 2_500_000), [(37_500, 0)], "30 s after the last time");
         assert!(viewer.layers.choose(Some("f")) && !viewer.layers.fell_behind(viewer.now), "its own wish");
     }
 
@@ -406,7 +498,7 @@ mod tests {
         assert_eq!(viewer.run(1_000, |_| 2_500_000), [(200, 1)]);
         viewer.layers.set(ladder(), 1);
         // The best one is back, and gives nothing.
-        for _ in 0..50 {
+        for _ in 0..70 {
             viewer.now += Duration::from_millis(100);
             viewer.layers.look(viewer.now, Some(2_500_000));
         }

@@ -201,6 +201,8 @@ pub struct Peer {
     /// The engine was told to want less, so that wanting more makes it probe.
     probe_prepared: bool,
     layers: Layers,
+    /// What padding fills the rate of everything up to, bits per second; 0 where none is sent.
+    filled_bps: u64,
     /// The RIDs that go out side by side; none to a viewer, which has one video stream.
     encodings: Encodings,
     /// When something was last done against pictures that come ever later.
@@ -381,6 +383,7 @@ impl Peer {
             climb: Climb::default(),
             probe_prepared: false,
             layers: Layers::default(),
+            filled_bps: 0,
             encodings: Encodings::default(),
             guarded_at: None,
             backlog_since: None,
@@ -505,6 +508,23 @@ impl Peer {
         if self.takes_media() && self.layers.look(now, share) {
             self.session.events.push_back(PeerEvent::Layer(self.layers.usage()));
         }
+        self.fill_up();
+    }
+
+    /// Before a better layer comes padding fills the gap to it.
+    fn fill_up(&mut self) {
+        let bps = self.layers.fills_up_to_bps();
+        if bps != self.filled_bps {
+            self.filled_bps = bps;
+            self.probe_prepared = false;
+            self.aim_for(self.config.desired_bitrate_bps);
+        }
+    }
+
+    /// What the engine should find out whether the network carries it. It probes at once where that is more than before.
+    fn aim_for(&mut self, bps: u64) {
+        let sound = if self.filled_bps > 0 && self.audio.is_some() { self.audio_bps as u64 } else { 0 };
+        self.session.rtc.bwe().set_bitrate(Bitrate::from(self.filled_bps + sound), Bitrate::from(bps));
     }
 
     /// Pictures whose last packet was given out since the last call. The caller knows when they reached the kernel.
@@ -552,7 +572,7 @@ impl Peer {
                 self.session.receive(now, from, to, payload)?;
                 self.engine_now = self.engine_now.max(now);
                 if was_silent {
-                    self.layers.resume(now);
+                    self.layers.interrupt(now);
                 }
             }
             Input::Media(unit) => self.on_picture(now, unit, 0)?,
@@ -570,6 +590,8 @@ impl Peer {
         if self.session.is_silent() && !was_silent {
             self.counters.dropped_backlog += self.pacer.drop_backlog();
             self.keyframe_asked = false;
+            self.layers.interrupt(now);
+            self.fill_up();
         }
         Ok(())
     }
@@ -825,6 +847,9 @@ impl Peer {
                 self.current_estimate = stats.bwe_tx;
                 if let Some(current) = stats.bwe_tx {
                     self.climb.look(now, current.as_u64());
+                    if let Some(bps) = self.layers.shown_bps(now) {
+                        self.climb.shown(bps.min(current.as_u64()));
+                    }
                 }
                 self.notice_collapse(now, stats.egress_loss_fraction, stats.rtt);
                 self.doubt_estimate(now, stats.egress_loss_fraction);
@@ -952,13 +977,16 @@ impl Peer {
     fn probe_for_more(&mut self, now: Instant) {
         let desired = self.config.desired_bitrate_bps;
         if std::mem::take(&mut self.probe_prepared) {
-            self.session.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(desired));
+            self.aim_for(desired);
             return;
+        }
+        if self.filled_bps > 0 {
+            return; // Padding tells more than a short burst, and a burst beside it would be too much.
         }
         let Some(current) = self.current_estimate.filter(|_| self.session.is_connected()) else { return };
         let believed = self.climb.believed(now, current.as_u64());
         if self.climb.probe_is_due(now, believed, desired) {
-            self.session.rtc.bwe().set_bitrate(Bitrate::ZERO, Bitrate::from(believed / 2));
+            self.aim_for(believed / 2);
             self.probe_prepared = true;
         }
     }

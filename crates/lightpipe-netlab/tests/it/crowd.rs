@@ -52,6 +52,8 @@ fn each_of_fifty_gets_what_its_network_carries() {
     lab.run_for(secs(SPAN));
     println!("keyframes of f, h, q in {SPAN} s: {:?}", lab.report(viewers[0].1).keyframes);
     let (mut failed, mut fast_at_best) = (Vec::new(), Vec::new());
+    let (mut switches, mut freezes, mut frozen_ms, mut all_at_best, mut again, mut queue_p95) =
+        (0, 0, 0.0, 0.0, 0, 0.0);
     for (index, viewer) in viewers {
         let report = lab.report(viewer);
         let capacity = network(index).down.rate_bps.unwrap();
@@ -69,6 +71,12 @@ fn each_of_fifty_gets_what_its_network_carries() {
             report.freezes.total_ms,
             report.freezes.longest_ms
         );
+        switches += report.layer_switches;
+        freezes += report.freezes.count;
+        frozen_ms += report.freezes.total_ms;
+        all_at_best += at_best / 50.0;
+        again += report.resent_packets;
+        queue_p95 += report.queue_ms.p95 / 50.0;
         let fast = capacity > 6_000_000 && !index.is_multiple_of(3);
         if fast {
             fast_at_best.push(at_best);
@@ -83,6 +91,11 @@ fn each_of_fifty_gets_what_its_network_carries() {
             }
         }
     }
+    println!(
+        "together: {switches} switches, {freezes} freezes of {:.1} s, on the best layer {:.1} %, queue p95 {queue_p95:.0} ms, {again} packets again",
+        frozen_ms / 1e3,
+        all_at_best * 100.0
+    );
     assert!(failed.is_empty(), "{failed:?}");
     let mean = fast_at_best.iter().sum::<f64>() / fast_at_best.len() as f64;
     assert!(mean >= 0.95, "the fast ones together are on the best for {:.1} %", mean * 100.0);

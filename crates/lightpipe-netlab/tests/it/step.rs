@@ -96,6 +96,43 @@ fn capacity_that_stays() {
     }
 }
 
+/// Others hold the best layer at its full rate, and this viewer's network carries less than that, or just as much.
+#[test]
+fn between_two_layers() {
+    const SPAN: u64 = 120;
+    for (kbps, seed) in [1_600, 2_000, 2_200, 2_400, 2_600, 2_800, 3_200].into_iter().zip(1..) {
+        let mut lab = lab(seed);
+        let source = lab.source(&Ladder::simulcast());
+        let perfect = lab.path(Profile::perfect(), secs(SPAN));
+        lab.watch(source, perfect).unwrap();
+        let path = LinkConfig::default().with_delay_millis(20).with_jitter_millis(3);
+        let narrow = |path: LinkConfig| {
+            path.with_rate_bps(kbps * 1_000).with_queue(QueueLimit::Time(Duration::from_millis(200)))
+        };
+        let path = lab.path(Profile::perfect().with_both(|_| path.clone()).with_down(narrow), secs(SPAN));
+        let viewer = lab.watch(source, path).unwrap();
+        lab.run_for(secs(SPAN));
+        let report = lab.report(viewer);
+        let samples: Vec<_> = report.between(10.0, SPAN as f64).collect();
+        let on_best = samples.iter().filter(|sample| sample.layer == 0).count() as f64 / samples.len() as f64;
+        println!(
+            "{:.1} Mbit/s: {} switches, {:2.0} % on the best, queue p50 {:.0} p95 {:.0} ms, {:?}, {:.2} Mbit/s received, {} packets again",
+            kbps as f64 / 1e3,
+            report.layer_switches,
+            on_best * 100.0,
+            report.queue_ms.p50,
+            report.queue_ms.p95,
+            report.freezes,
+            report.received_bps / 1e6,
+            report.resent_packets
+        );
+        assert_eq!(report.freezes.count, 0, "{:?}", report.freezes);
+        assert!(report.queue_ms.p95 <= 40.0, "{:?}", report.queue_ms);
+        assert!(report.layer_switches <= 5, "{} layer switches", report.layer_switches);
+        assert!(kbps < 2_600 || on_best >= 0.95, "{:.0} % on the best", on_best * 100.0);
+    }
+}
+
 /// Weak 4G, ten minutes: no disconnect and next to no freeze.
 #[test]
 fn weak_4g() {
