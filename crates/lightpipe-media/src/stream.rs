@@ -32,6 +32,14 @@ use crate::time::MediaTime;
 /// must cost a few bursts on the uplink, so requests inside this window share a keyframe.
 pub const KEYFRAME_REQUEST_HOLDOFF: Duration = Duration::from_millis(300);
 
+/// The same where requests do not end: each keyframe that was made on request in the last [`REQUESTED_SPAN`] puts the next one off by a
+/// holdoff, up to this.
+///
+/// Of many viewers there is always one that has just lost something, and on a narrow path each keyframe delays the pictures of all the
+/// others. Who lost a picture still has one again after about a second. A single viewer asks for nobody but itself.
+const KEYFRAME_REQUEST_HOLDOFF_MAX: Duration = Duration::from_secs(1);
+const REQUESTED_SPAN: Duration = Duration::from_secs(10);
+
 /// Share of a network's estimate that pictures may take; the rest is for headers, retransmission and feedback.
 pub const ESTIMATE_SHARE: f64 = 0.85;
 
@@ -204,6 +212,8 @@ struct State {
     outlets_elsewhere: usize,
     keyframe_requested: bool,
     last_keyframe: Option<MediaTime>,
+    /// When keyframes were last made on request, for [`REQUESTED_SPAN`].
+    requested: VecDeque<MediaTime>,
     closed: bool,
     health: Health,
     /// None: as well as the pictures, with which it comes.
@@ -222,6 +232,7 @@ impl State {
             outlets_elsewhere: 0,
             keyframe_requested: false,
             last_keyframe: None,
+            requested: VecDeque::new(),
             closed: false,
             health: Health::default(),
             audio_health: None,
@@ -229,6 +240,16 @@ impl State {
             stats: StreamStats::default(),
             recent: VecDeque::new(),
         }
+    }
+
+    /// Shortest time from the last keyframe to the next one that is made on request.
+    fn holdoff(&mut self, now: MediaTime) -> Duration {
+        while self.requested.front().is_some_and(|at| now.since(*at) > REQUESTED_SPAN) {
+            self.requested.pop_front();
+        }
+        let many = self.outlets.values().map(|entry| entry.viewers).sum::<usize>() > 1;
+        let times = if many { self.requested.len().max(1) } else { 1 };
+        (KEYFRAME_REQUEST_HOLDOFF * times as u32).min(KEYFRAME_REQUEST_HOLDOFF_MAX)
     }
 }
 
@@ -245,6 +266,7 @@ struct OutletEntry {
     outlet: Arc<dyn Outlet>,
     bitrate_bps: Option<u64>,
     audio_loss: f32,
+    viewers: usize,
 }
 
 /// An outlet's place in a stream. Dropping it takes the outlet off.
@@ -425,7 +447,7 @@ impl Stream {
         let id = self.next_outlet.fetch_add(1, Relaxed);
         {
             let mut state = self.lock();
-            state.outlets.insert(id, OutletEntry { outlet, bitrate_bps: None, audio_loss: 0.0 });
+            state.outlets.insert(id, OutletEntry { outlet, bitrate_bps: None, audio_loss: 0.0, viewers: 1 });
             state.keyframe_requested = true;
             state.stats.keyframe_requests += 1;
         }
@@ -551,11 +573,13 @@ impl Stream {
     /// the holdoff is over; a request inside the holdoff waits for its end, it is not lost.
     pub fn demand(&self, now: MediaTime) -> Demand {
         let mut state = self.lock();
-        let held_off = state.last_keyframe.is_some_and(|at| now.since(at) < KEYFRAME_REQUEST_HOLDOFF && now >= at);
+        let holdoff = state.holdoff(now);
+        let held_off = state.last_keyframe.is_some_and(|at| now.since(at) < holdoff && now >= at);
         let keyframe = state.keyframe_requested && !held_off;
         if keyframe {
             state.keyframe_requested = false;
             state.last_keyframe = Some(now);
+            state.requested.push_back(now);
         }
         Demand {
             wanted: !state.outlets.is_empty(),
@@ -668,6 +692,15 @@ impl Subscription {
         }
     }
 
+    /// Tells how many viewers this outlet serves; one when not said.
+    pub fn set_viewers(&self, viewers: usize) {
+        if let Some(stream) = self.stream.upgrade()
+            && let Some(entry) = stream.lock().outlets.get_mut(&self.id)
+        {
+            entry.viewers = viewers;
+        }
+    }
+
     /// Tells which share of sound this outlet's network loses, 0 to 1.
     pub fn set_audio_loss(&self, loss: f32) {
         if let Some(stream) = self.stream.upgrade()
@@ -775,6 +808,30 @@ mod tests {
         assert!(stream.demand(at(300)).keyframe, "kept until the holdoff is over, not lost");
         assert!(!stream.demand(at(333)).keyframe, "one is under way");
         assert_eq!(stream.stats().keyframe_requests, 20);
+    }
+
+    /// Of many viewers one always asks; a single one asks for itself.
+    #[test]
+    fn keyframes_that_are_always_asked_for_come_ever_more_seldom() {
+        #[track_caller]
+        fn check(viewers: usize, pauses: &[i64]) {
+            let stream = Stream::new("s", VideoCodec::H264);
+            let sub = stream.subscribe(Arc::new(Counting::default()));
+            sub.set_viewers(viewers);
+            let made = |from: i64, to: i64| -> Vec<i64> {
+                let asks = |ms: &i64| {
+                    sub.request_keyframe();
+                    stream.demand(at(*ms)).keyframe
+                };
+                (from..to).step_by(100).filter(asks).collect()
+            };
+            let pauses_of = |made: &[i64]| made.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
+            assert_eq!(pauses_of(&made(0, 4_900)), pauses);
+            assert_eq!(pauses_of(&made(20_000, 20_700)).first(), Some(&300), "forgotten");
+        }
+        check(1, &[300; 16]);
+        check(2, &[300, 600, 900, 1_000, 1_000, 1_000]);
+        check(50, &[300, 600, 900, 1_000, 1_000, 1_000]);
     }
 
     #[test]

@@ -821,6 +821,7 @@ impl Worker {
             let viewers = self.shared.table.viewers_of(fan.stream.name());
             of_stream.insert(*fan_key, (stages, stats.target_bitrate_bps, viewers, fan.fps));
             let loss = fan.peers.iter().filter_map(|key| self.peers.get(key)?.viewer.peer.counters().audio_loss);
+            fan.subscription.set_viewers(fan.peers.len());
             fan.subscription.set_audio_loss(loss.fold(0.0, f32::max));
             // The best one may have left.
             fan.subscription.set_bitrate(best_estimate(fan, &self.peers));
