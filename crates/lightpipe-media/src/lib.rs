@@ -8,6 +8,7 @@
 //! takes them from there, and what the outlets want flows back as [`Demand`].
 
 pub mod access_unit;
+pub mod adapt;
 pub mod annexb;
 pub mod arrival;
 pub mod audio;
