@@ -21,6 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::access_unit::{AccessUnit, VideoCodec};
+use crate::adapt::OperatingPoint;
 use crate::audio::AudioPacket;
 use crate::frame::Size;
 use crate::histogram::Histogram;
@@ -39,6 +40,11 @@ pub const KEYFRAME_REQUEST_HOLDOFF: Duration = Duration::from_millis(300);
 /// others. Who lost a picture still has one again after about a second. A single viewer asks for nobody but itself.
 const KEYFRAME_REQUEST_HOLDOFF_MAX: Duration = Duration::from_secs(1);
 const REQUESTED_SPAN: Duration = Duration::from_secs(10);
+
+/// The same while pictures are fewer or smaller than the whole ([`Stream::set_adapted`]). A keyframe has the bytes of some six pictures, at 15 a
+/// second 0.4 s of what the network carries: with three of them a second each loses what asks for the next (measured in virtual time, at
+/// 150 kbit/s).
+pub const KEYFRAME_REQUEST_HOLDOFF_ADAPTED: Duration = Duration::from_secs(1);
 
 /// Share of a network's estimate that pictures may take; the rest is for headers, retransmission and feedback.
 pub const ESTIMATE_SHARE: f64 = 0.85;
@@ -59,6 +65,12 @@ pub trait Outlet: Send + Sync {
     fn deliver_audio(&self, packet: &Arc<AudioPacket>) {
         let _ = packet;
     }
+
+    /// Whether a network lies behind it, of which [`Subscription::set_bitrate`] tells what it carries. Others, such as a file, take as much
+    /// as there is.
+    fn has_network(&self) -> bool {
+        false
+    }
 }
 
 /// What the outlets together want of the producer, at one moment.
@@ -68,13 +80,14 @@ pub struct Demand {
     pub wanted: bool,
     /// The next picture should be a keyframe.
     pub keyframe: bool,
-    /// What the best of the outlets' networks carries, bits per second; `None` while nobody knows.
+    /// What the best of the outlets' networks carries, bits per second; `None` while nobody knows, and while an outlet has no network
+    /// behind it.
     pub bitrate_bps: Option<u64>,
 }
 
 impl Demand {
-    /// What an encoder should aim for that is configured for so many bits per second, and goes down to `floor_bps` where there is a layer
-    /// below it.
+    /// What an encoder should aim for that is configured for so many bits per second. `floor_bps` is the lowest that it goes to where there
+    /// is a layer below it, or where it makes its pictures smaller itself (see [`crate::adapt`]).
     pub fn target_bps(&self, configured_bps: u64, floor_bps: Option<u64>) -> u64 {
         let Some(estimate) = self.bitrate_bps else { return configured_bps };
         let floor = floor_bps.unwrap_or(MIN_BITRATE_BPS).min(configured_bps);
@@ -164,6 +177,10 @@ pub struct StreamStats {
     pub size: Option<Size>,
     /// Bitrate that the encoder aims for now, bits per second.
     pub target_bitrate_bps: Option<u64>,
+    /// What the encoder makes of the source's pictures for want of a network that carries the whole; `None` while it makes the whole.
+    pub adapted: Option<OperatingPoint>,
+    /// Changes of that, down and up.
+    pub adaptations: u64,
     /// What its encoder's thread took of the CPU in the last second, in cores; `None` while it rests.
     pub encoder_cores: Option<f64>,
     /// Times that an encoder was started.
@@ -246,6 +263,9 @@ impl State {
     fn holdoff(&mut self, now: MediaTime) -> Duration {
         while self.requested.front().is_some_and(|at| now.since(*at) > REQUESTED_SPAN) {
             self.requested.pop_front();
+        }
+        if self.stats.adapted.is_some() {
+            return KEYFRAME_REQUEST_HOLDOFF_ADAPTED;
         }
         let many = self.outlets.values().map(|entry| entry.viewers).sum::<usize>() > 1;
         let times = if many { self.requested.len().max(1) } else { 1 };
@@ -581,10 +601,11 @@ impl Stream {
             state.last_keyframe = Some(now);
             state.requested.push_back(now);
         }
+        let limited = state.outlets.values().all(|entry| entry.outlet.has_network());
         Demand {
             wanted: !state.outlets.is_empty(),
             keyframe,
-            bitrate_bps: state.outlets.values().filter_map(|e| e.bitrate_bps).max(),
+            bitrate_bps: state.outlets.values().filter_map(|e| e.bitrate_bps).max().filter(|_| limited),
         }
     }
 
@@ -609,6 +630,14 @@ impl Stream {
     /// choose their own time (`cube`, `pattern`); it takes up to half a display interval off the latency.
     pub fn take_capture_delay(&self) -> Duration {
         std::mem::take(&mut self.lock().capture_delay)
+    }
+
+    /// Producer side: what the encoder makes of the source's pictures from now on for want of a network that carries the whole; `None`: the whole.
+    /// Keyframes that are asked for are further apart meanwhile.
+    pub fn set_adapted(&self, point: Option<OperatingPoint>) {
+        let stats = &mut self.lock().stats;
+        stats.adaptations += 1;
+        stats.adapted = point;
     }
 
     /// Producer side: changes the counters.
@@ -710,7 +739,7 @@ impl Subscription {
         }
     }
 
-    /// Tells what this outlet's network carries, bits per second.
+    /// Tells what this outlet's network carries, bits per second. It counts while each outlet has a network.
     pub fn set_bitrate(&self, bps: Option<u64>) {
         if let Some(stream) = self.stream.upgrade()
             && let Some(entry) = stream.lock().outlets.get_mut(&self.id)
@@ -758,6 +787,17 @@ mod tests {
 
         fn deliver_audio(&self, _: &Arc<AudioPacket>) {
             self.1.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// One with a network.
+    struct Remote;
+
+    impl Outlet for Remote {
+        fn deliver(&self, _: &Arc<AccessUnit>) {}
+
+        fn has_network(&self) -> bool {
+            true
         }
     }
 
@@ -838,15 +878,21 @@ mod tests {
     fn bitrate_demand_is_the_best_outlet_and_forgets_with_it() {
         let stream = Stream::new("s", VideoCodec::H264);
         assert_eq!(stream.demand(at(0)), Demand::default());
-        let slow = stream.subscribe(Arc::new(Counting::default()));
-        let fast = stream.subscribe(Arc::new(Counting::default()));
+        let slow = stream.subscribe(Arc::new(Remote));
+        let fast = stream.subscribe(Arc::new(Remote));
         assert_eq!(stream.demand(at(0)).bitrate_bps, None);
         slow.set_bitrate(Some(500_000));
         fast.set_bitrate(Some(4_000_000));
         assert_eq!(stream.demand(at(1)).bitrate_bps, Some(4_000_000));
         drop(fast);
         assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000));
-        drop(slow);
+        let unknown = stream.subscribe(Arc::new(Remote));
+        assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000), "who came just now may have no more");
+        let file = stream.subscribe(Arc::new(Counting::default()));
+        assert_eq!(stream.demand(at(2)).bitrate_bps, None, "a file takes the whole");
+        drop(file);
+        assert_eq!(stream.demand(at(2)).bitrate_bps, Some(500_000));
+        drop((slow, unknown));
         assert!(!stream.demand(at(3)).wanted);
     }
 

@@ -251,4 +251,8 @@ impl Outlet for Inbox {
     fn deliver(&self, unit: &Arc<AccessUnit>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(Arc::clone(unit));
     }
+
+    fn has_network(&self) -> bool {
+        true
+    }
 }

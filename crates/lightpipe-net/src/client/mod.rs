@@ -238,6 +238,11 @@ struct Waker;
 
 impl Outlet for Waker {
     fn deliver(&self, _: &Arc<AccessUnit>) {}
+
+    /// It stands for the server that will take them: nothing is encoded better for it meanwhile.
+    fn has_network(&self) -> bool {
+        true
+    }
 }
 
 /// Resolves when each track of the stream gave something, or one did and `limit` is over.

@@ -150,6 +150,10 @@ impl Outlet for StreamOutlet {
         }
     }
 
+    fn has_network(&self) -> bool {
+        true
+    }
+
     fn deliver_audio(&self, packet: &Arc<AudioPacket>) {
         let Some(stream) = self.stream.upgrade() else { return };
         let taken = self.inbox.put(|pending| {
