@@ -362,7 +362,7 @@ impl Lab {
             viewer.peer.counters(),
             viewer.receiver.counters(),
             line.link.counters(),
-            &self.sources[viewer.source].keyframes(),
+            &self.sources[viewer.source],
         )
     }
 
@@ -595,11 +595,11 @@ impl Lab {
         let viewer = &mut self.viewers[index];
         while let Some(picture) = viewer.receiver.take_picture() {
             let mark = source::mark_of(&picture.data);
-            let Some((taken, layer)) = mark.and_then(|mark| self.sources[viewer.source].picture(mark)) else {
+            let Some((taken, layer, size)) = mark.and_then(|mark| self.sources[viewer.source].picture(mark)) else {
                 viewer.record.failures.push("a picture that nobody took".to_owned());
                 continue;
             };
-            viewer.record.shown.push(Shown { at: now, age: now - taken, layer });
+            viewer.record.shown.push(Shown { at: now, age: now - taken, layer, rows: size.height });
         }
     }
 
@@ -649,13 +649,15 @@ impl Lab {
     fn sample(&mut self) {
         for viewer in &mut self.viewers {
             let at = self.now - self.base;
-            let layer = viewer.record.shown.last().map_or(0, |shown| shown.layer);
+            let (layer, rows) = viewer.record.shown.last().map_or((0, 0), |shown| (shown.layer, shown.rows));
             let sample = Sample {
                 at_ms: at.as_millis() as u64,
                 capacity_bps: self.lines[viewer.media].capacity_bps(),
                 estimate_bps: viewer.peer.counters().estimate_bps,
                 target_bps: self.sources[viewer.source].target_bps(layer),
                 layer,
+                rows,
+                fps: self.sources[viewer.source].fps(layer),
                 ..Sample::default()
             };
             viewer.record.sample(sample);

@@ -96,18 +96,18 @@ pub fn svg(report: &Report) -> String {
     rates.line(&mut out, "target", rate(|s| s.target_bps.map(|bps| bps as f64)));
     waits.frame(&mut out, "longest wait before the narrowest place", "ms");
     waits.line(&mut out, "queue", report.samples.iter().map(|s| (s.at_ms as f64 / 1e3, Some(s.queue_ms))));
-    if report.layer_switches > 0 {
-        for pair in report.samples.windows(2).filter(|pair| pair[0].layer != pair[1].layer) {
+    if report.layer_switches + report.adaptations > 0 {
+        let made = |sample: &Sample| (sample.layer, sample.rows, sample.fps);
+        for pair in report.samples.windows(2).filter(|pair| pair[0].rows > 0 && made(&pair[0]) != made(&pair[1])) {
+            let label = if pair[0].layer == pair[1].layer {
+                format!("{}p{}", pair[1].rows, pair[1].fps)
+            } else {
+                pair[1].layer.to_string()
+            };
             let x = rates.x(pair[1].at_ms as f64 / 1e3);
             let (top, bottom) = (rates.top, rates.top + rates.height);
             _ = writeln!(out, r#"<path class="switch" d="M{x:.1} {top}V{bottom}"/>"#);
-            _ = writeln!(
-                out,
-                r#"<text x="{:.1}" y="{:.1}" class="layer">{}</text>"#,
-                x + 3.0,
-                top + 12.0,
-                pair[1].layer
-            );
+            _ = writeln!(out, r#"<text x="{:.1}" y="{:.1}" class="layer">{label}</text>"#, x + 3.0, top + 12.0,);
         }
     }
     out.push_str("</svg>\n");

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::lab::SAMPLE_INTERVAL;
 use crate::link::Counters as LinkCounters;
 use crate::profile::{EventKind, Profile};
+use crate::source::Source;
 
 /// A picture longer on the screen than three of its kind, and than one and 150 ms, is a freeze: as `freezeCount` in W3C's webrtc-stats.
 const FREEZE_FACTOR: u32 = 3;
@@ -39,6 +40,8 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// Pictures shown in another layer than the one before.
     pub layer_switches: u64,
+    /// Changes of the size or rate of pictures that are encoded once.
+    pub adaptations: u64,
     /// Age of its pictures when they were complete.
     pub age_ms: Share,
     /// How long its media waited before the narrowest place.
@@ -138,6 +141,10 @@ pub struct Sample {
     pub queue_ms: f64,
     /// The layer of the last picture, 0 the best.
     pub layer: usize,
+    /// Rows of the last picture; 0 before the first.
+    pub rows: u32,
+    /// Pictures per second that the encoder of its layer makes at most.
+    pub fps: f64,
 }
 
 /// A picture that a viewer completed.
@@ -146,6 +153,7 @@ pub(crate) struct Shown {
     pub(crate) at: Instant,
     pub(crate) age: Duration,
     pub(crate) layer: usize,
+    pub(crate) rows: u32,
 }
 
 /// What is written down of a session while it runs.
@@ -238,7 +246,7 @@ impl Report {
         peer: PeerCounters,
         receiver: ReceiverCounters,
         line: LinkCounters,
-        keyframes: &[u64],
+        source: &Source,
     ) -> Self {
         let shown_ms: Vec<f64> = record.shown.iter().map(|shown| millis(shown.at - base)).collect();
         let joined_ms = millis(record.joined - base);
@@ -268,6 +276,7 @@ impl Report {
             freezes: freezes(&shown_ms, millis(now - base)),
             changes: profile.events_until(now - base).into_iter().map(change).collect(),
             layer_switches: record.shown.windows(2).filter(|pair| pair[0].layer != pair[1].layer).count() as u64,
+            adaptations: source.adaptations(),
             age_ms: Share::of(record.shown.iter().map(|shown| millis(shown.age)).collect()),
             queue_ms: Share::of(record.waits.clone()),
             received_bps: record.received_bytes as f64 * 8.0 / seconds.max(f64::EPSILON),
@@ -275,7 +284,7 @@ impl Report {
             nacks: peer.nacks,
             resent_packets: record.resent,
             keyframe_requests: peer.keyframe_requests,
-            keyframes: keyframes.to_vec(),
+            keyframes: source.keyframes(),
             lost_packets: receiver.lost_packets,
             dropped_backlog: peer.dropped_backlog,
             line_lost: line.lost,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use lightpipe_media::adapt::{self, Adaptation, OperatingPoint, Preference};
 use lightpipe_media::stream::SimulcastLayer;
 use lightpipe_media::{AccessUnit, MediaClock, Outlet, Size, Stages, Stream, VideoCodec, h264};
 use lightpipe_rtc::LayerState;
@@ -32,12 +33,20 @@ const MAX_LAYERS: u64 = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ladder {
     layers: Vec<SimulcastLayer>,
+    /// A single one makes fewer and smaller pictures for a network that carries too little.
+    adapts: bool,
 }
 
 impl Ladder {
-    /// One encoding.
+    /// One encoding, of fewer and smaller pictures where the network carries too little.
     pub fn single(size: Size, fps: f64, bitrate_bps: u64) -> Self {
-        Self { layers: vec![SimulcastLayer { rid: "f".to_owned(), size, bitrate_bps, fps }] }
+        Self { layers: vec![SimulcastLayer { rid: "f".to_owned(), size, bitrate_bps, fps }], adapts: true }
+    }
+
+    /// The same, but always of the whole pictures.
+    #[must_use]
+    pub fn without_adaptation(self) -> Self {
+        Self { adapts: false, ..self }
     }
 
     /// 1280×720 at 30 pictures a second and 2.5 Mbit/s: what a stream is by default.
@@ -63,7 +72,8 @@ impl Ladder {
     /// With none, or with more than eight.
     pub fn of(layers: Vec<SimulcastLayer>) -> Self {
         assert!((1..=MAX_LAYERS as usize).contains(&layers.len()), "a ladder has one layer to eight");
-        Self { layers }
+        let adapts = layers.len() == 1;
+        Self { layers, adapts }
     }
 
     /// The layers, from the best to the least.
@@ -93,7 +103,7 @@ impl Source {
         }
         let coder = |(index, (stream, layer)): (usize, (Arc<Stream>, &SimulcastLayer))| {
             let lowest = index + 1 == ladder.layers.len();
-            Coder::new(stream, layer.clone(), lowest, seed * 16 + index as u64)
+            Coder::new(stream, layer.clone(), lowest, ladder.adapts, seed * 16 + index as u64)
         };
         let coders = streams.into_iter().zip(&ladder.layers).enumerate().map(coder).collect();
         Self { coders, fps, first_at, taken: Vec::new() }
@@ -110,18 +120,20 @@ impl Source {
         self.taken.push(now);
         let encode = |(layer, coder): (usize, &mut Coder)| {
             // A slower layer leaves pictures out.
-            let due = |number: u64| (number as f64 * coder.layer.fps / self.fps).floor();
+            let due = |number: u64| (number as f64 * coder.point().fps / self.fps).floor();
             if number > 0 && due(number) <= due(number - 1) {
                 return None;
             }
-            coder.encode(now, clock, number * MAX_LAYERS + layer as u64).map(|unit| (Arc::clone(&coder.stream), unit))
+            coder.encode(now, clock, number, layer as u64).map(|unit| (Arc::clone(&coder.stream), unit))
         };
         self.coders.iter_mut().enumerate().filter_map(encode).collect()
     }
 
-    /// When the picture with a mark was taken, and the layer that it is of.
-    pub(crate) fn picture(&self, mark: u64) -> Option<(Instant, usize)> {
-        Some((*self.taken.get((mark / MAX_LAYERS) as usize)?, (mark % MAX_LAYERS) as usize))
+    /// When the picture with a mark was taken, the layer that it is of, and its size.
+    pub(crate) fn picture(&self, mark: u64) -> Option<(Instant, usize, Size)> {
+        let (number, layer) = (mark / MAX_LAYERS, (mark % MAX_LAYERS) as usize);
+        let size = self.coders.get(layer)?.point_of(number).size;
+        Some((*self.taken.get(number as usize)?, layer, size))
     }
 
     /// Bits per second of the best layer at its best.
@@ -151,6 +163,16 @@ impl Source {
         self.coders.get(layer).filter(|coder| coder.running).map(|coder| coder.target_bps)
     }
 
+    /// Pictures per second that a layer's encoder makes at most.
+    pub(crate) fn fps(&self, layer: usize) -> f64 {
+        self.coders.get(layer).map_or(0.0, |coder| coder.point().fps)
+    }
+
+    /// Changes of size or rate.
+    pub(crate) fn adaptations(&self) -> u64 {
+        self.coders.iter().map(|coder| coder.points.len() as u64 - 1).sum()
+    }
+
     /// Keyframes that each layer made so far.
     pub(crate) fn keyframes(&self) -> Vec<u64> {
         self.coders.iter().map(|coder| coder.stream.stats().keyframes).collect()
@@ -162,6 +184,9 @@ struct Coder {
     stream: Arc<Stream>,
     layer: SimulcastLayer,
     lowest: bool,
+    adaptation: Option<Adaptation>,
+    /// What it made, each from a picture's number on; never empty.
+    points: Vec<(u64, OperatingPoint)>,
     running: bool,
     target_bps: u64,
     /// Where the rate control is on its way to the target.
@@ -172,44 +197,77 @@ struct Coder {
 }
 
 impl Coder {
-    fn new(stream: Arc<Stream>, layer: SimulcastLayer, lowest: bool, seed: u64) -> Self {
+    fn new(stream: Arc<Stream>, layer: SimulcastLayer, lowest: bool, adapts: bool, seed: u64) -> Self {
         let target_bps = layer.bitrate_bps;
-        let rate_bps = target_bps as f64;
-        Self { stream, layer, lowest, running: false, target_bps, rate_bps, debt: 0.0, rng: Rng::with_seed(seed) }
+        let whole = OperatingPoint { size: layer.size, fps: layer.fps };
+        let adaptation = adapts.then(|| Adaptation::new(whole, target_bps, Preference::Balanced));
+        Self {
+            stream,
+            layer,
+            lowest,
+            adaptation,
+            points: vec![(0, whole)],
+            running: false,
+            target_bps,
+            rate_bps: target_bps as f64,
+            debt: 0.0,
+            rng: Rng::with_seed(seed),
+        }
     }
 
-    fn encode(&mut self, now: Instant, clock: &MediaClock, mark: u64) -> Option<Arc<AccessUnit>> {
+    fn point(&self) -> OperatingPoint {
+        self.points[self.points.len() - 1].1
+    }
+
+    /// What was made of the picture with a number.
+    fn point_of(&self, number: u64) -> OperatingPoint {
+        let after = self.points.partition_point(|(from, _)| *from <= number);
+        self.points[after.max(1) - 1].1
+    }
+
+    fn encode(&mut self, now: Instant, clock: &MediaClock, number: u64, index: u64) -> Option<Arc<AccessUnit>> {
         let at = clock.at(now);
         let demand = self.stream.demand(at);
         if !demand.wanted {
             self.running = false;
             return None;
         }
-        let floor = (!self.lowest).then(|| self.layer.floor_bps());
+        let least = self.adaptation.is_some().then_some(adapt::MIN_BITRATE_BPS);
+        let floor = if self.lowest { least } else { Some(self.layer.floor_bps()) };
         let target = demand.target_bps(self.layer.bitrate_bps, floor);
+        let before = self.point();
+        if let Some(adaptation) = &mut self.adaptation {
+            let point = adaptation.choose(at, demand.bitrate_bps.map(|_| target), demand.keyframe);
+            if point != before {
+                self.points.push((number, point));
+                self.stream.set_adapted((point != self.points[0].1).then_some(point));
+            }
+        }
+        let point = self.point();
         let starting = !std::mem::replace(&mut self.running, true);
-        if starting {
+        let resized = point.size != before.size;
+        if starting || resized {
             (self.target_bps, self.rate_bps, self.debt) = (target, target as f64, 0.0);
         } else if target.abs_diff(self.target_bps) as f64 > BITRATE_STEP * self.target_bps as f64 {
             self.target_bps = target;
         }
         self.stream.update_stats(|stats| stats.target_bitrate_bps = Some(target));
         self.rate_bps += (self.target_bps as f64 - self.rate_bps) * SETTLING;
-        let ordinary = self.rate_bps / 8.0 / self.layer.fps;
-        let keyframe = starting || demand.keyframe;
+        let ordinary = self.rate_bps / 8.0 / point.fps;
+        let keyframe = starting || resized || demand.keyframe;
         let len = if keyframe {
-            let pixels = f64::from(self.layer.size.width) * f64::from(self.layer.size.height);
+            let pixels = f64::from(point.size.width) * f64::from(point.size.height);
             let len = (ordinary * KEYFRAME_FACTOR).max(pixels / PIXELS_PER_BYTE);
             self.debt += len - ordinary;
             len
         } else {
-            let saved = (self.debt / (PAY_BACK.as_secs_f64() * self.layer.fps)).min(ordinary * PAY_BACK_SHARE);
+            let saved = (self.debt / (PAY_BACK.as_secs_f64() * point.fps)).min(ordinary * PAY_BACK_SHARE);
             self.debt = (self.debt - saved).max(0.0);
             (ordinary - saved) * (0.7 + 0.6 * self.rng.f64())
         };
         let stages = Stages::all_at(at);
-        let data = picture(keyframe, mark, len as usize);
-        Some(Arc::new(AccessUnit::new(VideoCodec::H264, data, at, keyframe, self.layer.size, stages)))
+        let data = picture(keyframe, number * MAX_LAYERS + index, len as usize);
+        Some(Arc::new(AccessUnit::new(VideoCodec::H264, data, at, keyframe, point.size, stages)))
     }
 }
 

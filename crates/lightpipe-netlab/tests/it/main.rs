@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it measured")]
 
+mod adapt;
 mod crowd;
 mod outage;
 mod rfc8867;

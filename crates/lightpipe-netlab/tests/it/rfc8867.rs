@@ -9,9 +9,10 @@ use lightpipe_netlab::{Ladder, Report, jain};
 
 use crate::{lab, secs};
 
-/// RFC 8867 §4: a source of 150 kbit/s to 1.5 Mbit/s.
+/// RFC 8867 §4: a source of 150 kbit/s to 1.5 Mbit/s. It keeps its size and rate: what is judged is the rate control, and one that adapts goes
+/// lower.
 fn media() -> Ladder {
-    Ladder::single(Size::new(1280, 720), 30.0, 1_500_000)
+    Ladder::single(Size::new(1280, 720), 30.0, 1_500_000).without_adaptation()
 }
 
 fn line(name: &str, report: &Report) {
