@@ -145,6 +145,7 @@ class Card {
     const parts = [
       resolution(stream.width, stream.height),
       ...encodings(stream, health),
+      ...([stream, ...(stream.alternatives ?? [])].some((coding) => coding.adapted) ? ['less for the network'] : []),
       plural(known(stream.viewers) ? stream.viewers : 0, 'viewer', 'viewers'),
     ];
     setText(this.#facts, parts.filter((part) => part !== DASH).join(' · '));

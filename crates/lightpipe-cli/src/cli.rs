@@ -145,6 +145,9 @@ pub(crate) struct ServeFlags {
     /// The sizes that viewers get: off, on, or up to four layers as f:1280x720:2500,h:640x360:500:15 (rid, size, kbit/s, pictures per second)
     #[arg(long, value_name = "off|on|LAYERS")]
     pub(crate) simulcast: Option<String>,
+    /// Where there is one size only: fewer and then smaller pictures for a network that carries too little (on), or always the whole (off)
+    #[arg(long, value_name = "on|off", value_parser = on_or_off)]
+    pub(crate) adapt: Option<bool>,
     /// How much of this machine's CPU the encoders may take, as 60%; what does not fit is encoded smaller
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub(crate) cpu: Option<u32>,
@@ -194,6 +197,14 @@ pub(crate) struct PublishFlags {
 fn percent(text: &str) -> Result<u32, String> {
     let percent = text.trim().trim_end_matches('%').trim_end().parse().map_err(|error| format!("{error}"))?;
     if (1..=100).contains(&percent) { Ok(percent) } else { Err("must be 1% to 100%".into()) }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be on or off".into()),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

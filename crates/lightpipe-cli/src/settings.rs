@@ -210,7 +210,7 @@ fn set(table: &mut Table, dotted: &str, value: Value) {
 fn apply_flags(table: &mut Table, flags: &ServeFlags) {
     let integer = |n: u32| Value::Integer(n.into());
     let text = |t: &String| Value::String(t.clone());
-    let settings: [(&str, Option<Value>); 11] = [
+    let settings: [(&str, Option<Value>); 12] = [
         ("server.host", flags.host.map(|h| Value::String(h.to_string()))),
         ("server.port", flags.port.map(|p| Value::Integer(p.into()))),
         ("video.width", flags.width.map(integer)),
@@ -220,6 +220,7 @@ fn apply_flags(table: &mut Table, flags: &ServeFlags) {
         ("simulcast.cpu_percent", flags.cpu.map(integer)),
         ("video.renderer", flags.renderer.as_ref().map(text)),
         ("video.content", flags.content.as_ref().map(text)),
+        ("video.adapt", flags.adapt.map(Value::Boolean)),
         ("video.timecode", flags.timecode.then_some(Value::Boolean(true))),
         ("ffmpeg.path", flags.ffmpeg.as_ref().map(text)),
     ];

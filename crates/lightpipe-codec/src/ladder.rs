@@ -121,14 +121,8 @@ impl Ladder {
             }
             // Halving the least one that leads there is fastest; what is filtered is best made of the original.
             let from = made.iter().rev().find(|one| convert::halvings(one.size(), rung.size).is_some()).unwrap_or(full);
-            let mut picture = rung.converter.scale(from, rung.size).map_err(|error| fault(&error))?;
-            picture.received = full.received;
-            if let Some(time) = *strip.get_or_insert_with(|| timecode::read(full))
-                && timecode::read(&picture) != Some(time)
-            {
-                // Blocks that were not halved to whole samples are read by nobody.
-                timecode::paint(&mut picture, time);
-            }
+            let strip = *strip.get_or_insert_with(|| timecode::read(full));
+            let picture = scaled(&rung.converter, from, rung.size, strip)?;
             rung.feed(&picture, number, now);
             made.push(picture);
         }
@@ -159,13 +153,31 @@ impl Ladder {
     }
 }
 
+/// An I420 picture in another size, with the strip that belongs to it, if any, so that it can be read.
+pub(crate) fn scaled(
+    converter: &Converter,
+    from: &VideoFrame,
+    size: Size,
+    strip: Option<u32>,
+) -> Result<VideoFrame, EncodeError> {
+    let mut picture = converter.scale(from, size).map_err(|error| fault(&error))?;
+    picture.received = from.received;
+    if let Some(time) = strip
+        && timecode::read(&picture) != Some(time)
+    {
+        // Blocks that were not halved to whole samples are read by nobody.
+        timecode::paint(&mut picture, time);
+    }
+    Ok(picture)
+}
+
 fn fault(error: &dyn std::fmt::Display) -> EncodeError {
     EncodeError::Unsupported { backend: "colour conversion", what: error.to_string() }
 }
 
 /// Leaves pictures out, as evenly as capture times allow.
 #[derive(Debug)]
-struct Thinning {
+pub(crate) struct Thinning {
     interval_micros: f64,
     /// A picture that comes earlier than it is due by no more than this is the one.
     slack_micros: f64,
@@ -173,11 +185,11 @@ struct Thinning {
 }
 
 impl Thinning {
-    fn new(fps: f64, source_fps: f64) -> Self {
+    pub(crate) fn new(fps: f64, source_fps: f64) -> Self {
         Self { interval_micros: 1e6 / fps, slack_micros: 0.25e6 / source_fps, due_micros: None }
     }
 
-    fn keeps(&mut self, captured: MediaTime) -> bool {
+    pub(crate) fn keeps(&mut self, captured: MediaTime) -> bool {
         let at = captured.as_micros() as f64;
         let due = *self.due_micros.get_or_insert(at);
         // A source that paused, or whose times go back, begins anew.

@@ -7,17 +7,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lightpipe_media::convert;
+use lightpipe_media::adapt::{self, Adaptation, OperatingPoint, Preference};
+use lightpipe_media::convert::{self, Converter};
 use lightpipe_media::queue::{Pop, Queue};
 use lightpipe_media::stream::Health;
 use lightpipe_media::{
-    AccessUnit, Demand, EventKind, EventLog, FrameQueue, MediaClock, MediaTime, Size, Stages, Stream, VideoCodec,
-    VideoFrame,
+    AccessUnit, Demand, EventKind, EventLog, FramePool, FrameQueue, MediaClock, MediaTime, Size, Stages, Stream,
+    VideoCodec, VideoFrame, timecode,
 };
 use tracing::{debug, info, warn};
 
 use crate::budget::{CpuBudget, LOOK_EVERY, Stopwatch};
-use crate::encoder::{EncodeError, EncoderConfig, VideoEncoder};
+use crate::encoder::{Content, EncodeError, EncoderConfig, VideoEncoder};
+use crate::ladder::{self, Thinning};
 use crate::thread::MakeEncoder;
 
 /// How often an idle thread looks whether it is still needed.
@@ -227,6 +229,8 @@ pub(crate) struct LayerSetup {
     pub(crate) source: Option<Arc<FrameQueue>>,
     pub(crate) clock: MediaClock,
     pub(crate) config: EncoderConfig,
+    /// Fewer and smaller pictures where no outlet's network carries the whole; for the only encoding of a coding.
+    pub(crate) adapt: bool,
     pub(crate) make: MakeEncoder,
 }
 
@@ -241,6 +245,12 @@ pub(crate) struct LayerEncoder {
     last_keyframe: u64,
     failures: u32,
     rate: FrameRate,
+    /// What to make of the pictures; `None` of a layer, below which there is another one.
+    adaptation: Option<Adaptation>,
+    /// What is made of them now.
+    point: OperatingPoint,
+    thinning: Option<Thinning>,
+    converter: Converter,
     /// Of this thread, since the last figure of its CPU time was told; pictures encoded since then.
     spent: Option<(Stopwatch, u32)>,
 }
@@ -248,6 +258,8 @@ pub(crate) struct LayerEncoder {
 impl LayerEncoder {
     pub(crate) fn new(mut setup: LayerSetup) -> Self {
         let rate = FrameRate::new(setup.config.fps);
+        let point = whole(&setup.config);
+        let adaptation = setup.adapt.then(|| adaptation(&setup.config));
         let keyframe_interval = u64::from(std::mem::take(&mut setup.config.keyframe_interval));
         Self {
             setup,
@@ -257,6 +269,10 @@ impl LayerEncoder {
             last_keyframe: 0,
             failures: 0,
             rate,
+            adaptation,
+            point,
+            thinning: None,
+            converter: Converter::new(FramePool::new()),
             spent: None,
         }
     }
@@ -288,19 +304,24 @@ impl LayerEncoder {
             return self.idle(now);
         }
         let stream = &self.setup.feed.stream;
-        let demand = stream.demand(now);
         let pictures = &self.setup.feed.pictures;
         let (pushed, dropped) = match &self.setup.source {
             Some(frames) => (frames.pushed(), frames.dropped() + pictures.dropped()),
             None => (pictures.pushed(), pictures.dropped()),
         };
         stream.update_stats(|s| (s.raw_frames, s.raw_dropped) = (pushed, dropped));
+        let source_fps = self.rate.observe(picture.frame.captured);
+        // Asked before the demand is: a keyframe that that tells of must be made of this very picture.
+        if self.thinning.as_mut().is_some_and(|thinning| !thinning.keeps(picture.frame.captured)) {
+            return;
+        }
+        let demand = stream.demand(now);
         if !demand.wanted {
             return self.idle(now);
         }
         self.last_wanted = Some(now);
         let starting = self.encoder.is_none();
-        match self.encode(picture, now, demand) {
+        match self.encode(picture, now, demand, source_fps) {
             Ok(Some(unit)) => {
                 self.failures = 0;
                 let stream = &self.setup.feed.stream;
@@ -320,20 +341,31 @@ impl LayerEncoder {
         picture: Picture,
         started: MediaTime,
         demand: Demand,
+        source_fps: Option<f64>,
     ) -> Result<Option<AccessUnit>, EncodeError> {
-        let LayerSetup { feed, config, make, .. } = &self.setup;
         let Picture { mut frame, number } = picture;
         let received = frame.received;
+        let floor = if self.adaptation.is_some() { Some(adapt::MIN_BITRATE_BPS) } else { self.setup.feed.floor_bps };
+        let target = demand.target_bps(self.setup.config.bitrate_bps, floor);
+        self.adapt(started, frame.captured, demand.bitrate_bps.map(|_| target), demand.keyframe);
+        let LayerSetup { feed, config, make, .. } = &self.setup;
+        let OperatingPoint { size, fps } = self.point;
+        if size != config.size {
+            frame = ladder::scaled(&self.converter, &frame, size, timecode::read(&frame))?;
+        }
         if feed.stream.codec() == VideoCodec::Vp8 {
             convert::to_bt601(&mut frame);
         }
-        let fps = self.rate.observe(frame.captured);
-        let target = demand.target_bps(config.bitrate_bps, feed.floor_bps);
+        // One of another size begins with a keyframe, as each does.
+        if self.encoder.as_ref().is_some_and(|encoder| encoder.config().size != size) {
+            self.encoder = Some(make(EncoderConfig { bitrate_bps: target, size, fps, ..*config })?);
+            self.spent = None;
+        }
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
             none => {
-                let encoder = make(EncoderConfig { bitrate_bps: target, ..*config })?;
-                info!(stream = feed.stream.name(), rid = feed.rid(), backend = encoder.name(), size = %config.size, bitrate_kbps = target / 1000, "encoder started");
+                let encoder = make(EncoderConfig { bitrate_bps: target, size, fps, ..*config })?;
+                info!(stream = feed.stream.name(), rid = feed.rid(), backend = encoder.name(), %size, bitrate_kbps = target / 1000, "encoder started");
                 feed.stream.update_stats(|s| {
                     s.encoder_starts += 1;
                     s.target_bitrate_bps = Some(target);
@@ -345,7 +377,10 @@ impl LayerEncoder {
             encoder.set_bitrate(target)?;
             feed.stream.update_stats(|s| s.target_bitrate_bps = Some(target));
         }
-        if let Some(fps) = fps.filter(|fps| differs(encoder.config().fps, *fps, 0.15)) {
+        // Of what comes as many are encoded as that, at most.
+        let source_fps = source_fps.unwrap_or(config.fps);
+        let fps = if self.thinning.is_some() { source_fps.min(fps) } else { source_fps };
+        if differs(encoder.config().fps, fps, 0.15) {
             encoder.set_fps(fps)?;
         }
         if demand.keyframe || keyframe_due(self.keyframe_interval, self.last_keyframe, number) {
@@ -355,12 +390,36 @@ impl LayerEncoder {
         let codec = encoder.codec();
         let Some(encoded) = encoder.poll() else { return Ok(None) };
         self.count(encoded.took);
-        let LayerSetup { clock, config, .. } = &self.setup;
         if encoded.keyframe {
             self.last_keyframe = number;
         }
-        let stages = Stages { received, encode_started: started, encoded: clock.at(Instant::now()) };
-        Ok(Some(AccessUnit::new(codec, encoded.data, encoded.captured, encoded.keyframe, config.size, stages)))
+        let stages = Stages { received, encode_started: started, encoded: self.now() };
+        Ok(Some(AccessUnit::new(codec, encoded.data, encoded.captured, encoded.keyframe, size, stages)))
+    }
+
+    /// Chooses what is made of a picture and of those that follow, and tells when that changes.
+    fn adapt(&mut self, now: MediaTime, captured: MediaTime, target: Option<u64>, keyframe: bool) {
+        let Some(adaptation) = &mut self.adaptation else { return };
+        let point = adaptation.choose(now, target, keyframe);
+        if point == self.point {
+            return;
+        }
+        let LayerSetup { feed, config, .. } = &self.setup;
+        if point.fps != self.point.fps {
+            self.thinning = (point.fps < config.fps).then(|| {
+                let mut thinning = Thinning::new(point.fps, config.fps);
+                // Counted from this picture, which is encoded.
+                thinning.keeps(captured);
+                thinning
+            });
+        }
+        self.point = point;
+        feed.stream.set_adapted((point != whole(config)).then_some(point));
+        let (codec, target_bps) = (feed.stream.codec(), target.unwrap_or(config.bitrate_bps));
+        info!(target: "events::encoding_adapted", stream = feed.stream.name(), codec = codec.name(), size = %point.size, fps = point.fps, bitrate_kbps = target_bps / 1000);
+        let interval = Duration::from_secs_f64(1.0 / point.fps);
+        let kind = EventKind::EncodingAdapted { codec, size: point.size, interval, target_bps };
+        feed.events.push(now, feed.stream.name(), kind);
     }
 
     /// Tells once a second what the encoder takes.
@@ -375,7 +434,7 @@ impl LayerEncoder {
         let (cpu, feed) = (spent.cpu().as_secs_f64(), &self.setup.feed);
         feed.set_cores(Some(cpu / elapsed.as_secs_f64()));
         if let Some(place) = &feed.budget {
-            place.budget.learn(feed.stream.codec(), place.size, cpu / f64::from(*pictures));
+            place.budget.learn(feed.stream.codec(), self.point.size, cpu / f64::from(*pictures));
         }
         self.spent = Some((Stopwatch::start(), 0));
     }
@@ -393,7 +452,10 @@ impl LayerEncoder {
         (self.encoder, self.spent) = (None, None);
         self.setup.feed.set_cores(None);
         self.rate = FrameRate::new(self.setup.config.fps);
-        self.setup.feed.stream.update_stats(|s| s.target_bitrate_bps = None);
+        // Who comes next may have another network.
+        self.adaptation = self.setup.adapt.then(|| adaptation(&self.setup.config));
+        (self.point, self.thinning) = (whole(&self.setup.config), None);
+        self.setup.feed.stream.update_stats(|s| (s.target_bitrate_bps, s.adapted) = (None, None));
     }
 
     fn fail(&mut self, now: MediaTime, error: &EncodeError) {
@@ -414,6 +476,19 @@ impl LayerEncoder {
         info!(target: "events::track", stream = stream.name(), rid = self.setup.feed.rid(), event = kind.name());
         events.push(at, stream.name(), kind);
     }
+}
+
+/// All that a configuration asks for.
+const fn whole(config: &EncoderConfig) -> OperatingPoint {
+    OperatingPoint { size: config.size, fps: config.fps }
+}
+
+fn adaptation(config: &EncoderConfig) -> Adaptation {
+    let preference = match config.content {
+        Content::Camera => Preference::Balanced,
+        Content::Screen => Preference::MaintainResolution,
+    };
+    Adaptation::new(whole(config), config.bitrate_bps, preference)
 }
 
 /// Whether the longest distance between keyframes is over. It is counted from one and the same picture in all layers, so that

@@ -36,6 +36,9 @@ pub struct Setup {
     /// The ladder, from the best layer to the least, which the stream and its alternatives get: sizes no larger than the source's, both sides even.
     /// Empty: one encoding, as `config` says.
     pub layers: Vec<SimulcastLayer>,
+    /// Where there is one encoding: fewer pictures, then smaller ones, while no outlet's network carries the whole
+    /// ([`lightpipe_media::adapt`]).
+    pub adapt: bool,
     /// How much of the machine the encoders of all streams may take; without one as much as they need.
     pub budget: Option<Arc<CpuBudget>>,
     /// Paint the timecode strip into every picture.
@@ -65,7 +68,8 @@ pub struct EncodeThread {
 impl EncodeThread {
     /// Starts the threads.
     pub fn spawn(setup: Setup) -> std::io::Result<Self> {
-        let Setup { stream, frames, clock, events, config, layers, budget, timecode, make, alternatives } = setup;
+        let Setup { stream, frames, clock, events, config, layers, adapt, budget, timecode, make, alternatives } =
+            setup;
         let name = format!("encode-{}", stream.name());
         let mut this = Self { frames: Arc::clone(&frames), feeds: Vec::new(), threads: Vec::new() };
         let configs: Vec<EncoderConfig> = match layers.as_slice() {
@@ -112,7 +116,8 @@ impl EncodeThread {
                 if let Some(rung) = rungs.get_mut(n) {
                     rung.add(Arc::clone(&feed));
                 }
-                let encoder = LayerSetup { feed, source, clock, config: *config, make: Arc::clone(&make) };
+                let adapt = adapt && configs.len() == 1;
+                let encoder = LayerSetup { feed, source, clock, config: *config, adapt, make: Arc::clone(&make) };
                 this.start(name, move || LayerEncoder::new(encoder).run())?;
             }
         }
@@ -171,6 +176,19 @@ mod tests {
         }
     }
 
+    /// The same behind a network.
+    struct Far(Collect);
+
+    impl Outlet for Far {
+        fn deliver(&self, unit: &Arc<AccessUnit>) {
+            self.0.deliver(unit);
+        }
+
+        fn has_network(&self) -> bool {
+            true
+        }
+    }
+
     struct Bench {
         stream: Arc<Stream>,
         frames: Arc<FrameQueue>,
@@ -199,6 +217,7 @@ mod tests {
                 content: Content::Camera,
             },
             layers: Vec::new(),
+            adapt: true,
             budget: None,
             timecode: false,
             make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),
@@ -237,6 +256,14 @@ mod tests {
     fn watch(stream: &Arc<Stream>) -> (Subscription, mpsc::Receiver<Arc<AccessUnit>>) {
         let (sender, units) = mpsc::channel();
         (stream.subscribe(Arc::new(Collect(Mutex::new(sender)))), units)
+    }
+
+    /// The same through a network that carries so much, bits per second.
+    fn watch_far(stream: &Arc<Stream>, bps: Option<u64>) -> (Subscription, mpsc::Receiver<Arc<AccessUnit>>) {
+        let (sender, units) = mpsc::channel();
+        let subscription = stream.subscribe(Arc::new(Far(Collect(Mutex::new(sender)))));
+        subscription.set_bitrate(bps);
+        (subscription, units)
     }
 
     fn take(units: &mpsc::Receiver<Arc<AccessUnit>>) -> Arc<AccessUnit> {
@@ -479,6 +506,89 @@ mod tests {
             .collect();
         let got: Vec<MediaTime> = (0..4).map(|_| take(&h).captured).collect();
         assert_eq!(got, [times[0], times[2], times[4], times[6]]);
+    }
+
+    /// One encoding, of which half and a quarter have room for a readable strip.
+    fn one_encoding() -> Setup {
+        let config = EncoderConfig { size: Size::new(768, 432), bitrate_bps: 2_000_000, ..setup().config };
+        Setup { config, timecode: true, ..setup() }
+    }
+
+    #[track_caller]
+    fn check_adapts(coding: &Arc<Stream>, bench: &Bench) {
+        let start = bench.clock.at(Instant::now());
+        let push = |n: u32| bench.push_at(start + Duration::from_micros(33_333) * n);
+        let time = |captured: MediaTime| Some((bench.clock.unix_micros(captured) / 1000) as u32);
+        let (_far, units) = watch_far(coding, Some(60_000));
+        let small = Size::new(384, 216);
+        let captured = push(0);
+        let unit = take(&units);
+        assert!(unit.keyframe && unit.size == small && unit.captured == captured, "{} {}", unit.keyframe, unit.size);
+        assert_eq!(strip(&unit), time(captured));
+        push(1);
+        let captured = push(2);
+        let unit = take(&units);
+        assert_eq!((unit.captured, unit.keyframe, unit.size), (captured, false, small), "every second one");
+        let told = |event: &lightpipe_media::Event| match event.kind {
+            EventKind::EncodingAdapted { codec, size, interval, target_bps } => {
+                Some((codec, size, interval.as_millis(), target_bps))
+            }
+            _ => None,
+        };
+        let events = || bench.events.since(0).iter().filter_map(told).collect::<Vec<_>>();
+        assert_eq!(events(), [(coding.codec(), small, 66, 51_000)]);
+        assert_eq!(coding.stats().adapted.map(|point| (point.size, point.fps)), Some((small, 15.0)));
+
+        let (file, written) = watch(coding);
+        push(3);
+        for n in 4..6 {
+            let captured = push(n);
+            let (unit, other) = (take(&units), take(&written));
+            assert_eq!((unit.captured, unit.size, unit.keyframe), (captured, Size::new(768, 432), n == 4));
+            assert_eq!((other.captured, other.size), (captured, unit.size), "a file gets the whole, and at once");
+        }
+        assert_eq!(coding.stats().adapted, None);
+        drop(file);
+        let mut later = (6..10_000).map(|n| {
+            push(n);
+            take(&units)
+        });
+        let resized = later.find(|unit| unit.size == small).expect("within half a second");
+        assert!(resized.keyframe);
+        let stats = coding.stats();
+        assert_eq!((stats.encoder_starts, stats.adaptations, events().len()), (1, 3, 3));
+    }
+
+    #[test]
+    fn a_network_that_carries_little_gets_fewer_and_smaller_pictures_while_nobody_takes_the_whole() {
+        let bench = bench_of(one_encoding());
+        check_adapts(&bench.stream, &bench);
+        #[cfg(feature = "vpx")]
+        {
+            let setup = one_encoding();
+            let stream = setup.stream.add_alternative(VideoCodec::Vp8);
+            let make: MakeEncoder = Arc::new(|config| Ok(Box::new(crate::vp8::Vp8::new(config)?)));
+            let bench = bench_of(Setup { alternatives: vec![Alternative { stream: stream.clone(), make }], ..setup });
+            check_adapts(&stream, &bench);
+        }
+    }
+
+    #[test]
+    fn layers_and_encodings_that_may_not_stay_as_they_are() {
+        let fixed = bench_of(Setup { adapt: false, ..one_encoding() });
+        let layered = bench_of(three_layers());
+        let least = layered.stream.layers().pop().expect("three");
+        for (bench, stream, size) in
+            [(&fixed, &fixed.stream, Size::new(768, 432)), (&layered, &least, Size::new(192, 108))]
+        {
+            let (_far, units) = watch_far(stream, Some(10_000));
+            for n in 0..4 {
+                let captured = bench.push();
+                let unit = take(&units);
+                assert_eq!((unit.captured, unit.size, unit.keyframe), (captured, size, n == 0));
+            }
+            assert_eq!(stream.stats().adaptations, 0);
+        }
     }
 
     #[test]

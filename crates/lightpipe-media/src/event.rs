@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::access_unit::VideoCodec;
+use crate::frame::Size;
 use crate::time::MediaTime;
 
 /// What happened. The name in snake case ([`Self::name`]) is part of the API.
@@ -74,6 +75,17 @@ pub enum EventKind {
         /// Pause before the next try.
         retry_in: Duration,
     },
+    /// A stream that is encoded once is encoded in other pictures from now on, because of what its viewers' networks carry.
+    EncodingAdapted {
+        /// Of its pictures.
+        codec: VideoCodec,
+        /// Their size.
+        size: Size,
+        /// From one to the next.
+        interval: Duration,
+        /// What the encoder aims for, bits per second.
+        target_bps: u64,
+    },
     /// A viewer shows pictures ever later, and something was done about it.
     FellBehind {
         /// Peer id.
@@ -127,6 +139,7 @@ impl EventKind {
             Self::TrackActive { .. } => "track_active",
             Self::TrackIdle { .. } => "track_idle",
             Self::LayerDropped { .. } => "layer_dropped",
+            Self::EncodingAdapted { .. } => "encoding_adapted",
             Self::FellBehind { .. } => "fell_behind",
             Self::PeerConnected { .. } => "peer_connected",
             Self::PublisherConnected { .. } => "publisher_connected",

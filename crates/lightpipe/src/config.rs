@@ -128,6 +128,9 @@ pub struct VideoConfig {
     pub keyframe_interval: u32,
     /// `camera`, or `screen` for text and flat areas: 3.5 times fewer bits on text, 2.9 times the CPU. Default `camera`.
     pub content: ContentHint,
+    /// Where there is one size only: fewer pictures a second, then smaller ones, while no viewer's network carries enough bits for the
+    /// whole; back again when one does, and while something takes the stream that has no network behind it, such as a recording. Default true.
+    pub adapt: bool,
     /// Raw pictures that may wait for the encoder, 1 to 16. When full the oldest is dropped: on a live picture late is worse than
     /// missing. Default 2.
     pub queue_frames: usize,
@@ -146,6 +149,7 @@ impl Default for VideoConfig {
             bitrate_kbps: 2500,
             keyframe_interval: 60,
             content: ContentHint::Camera,
+            adapt: true,
             queue_frames: 2,
             timecode: false,
             renderer: RendererChoice::Auto,

@@ -106,6 +106,7 @@ pub(crate) fn encoder(
             },
         },
         layers: simulcast.ladder(video, size),
+        adapt: video.adapt,
         budget: budget.cloned(),
         timecode,
         make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),

@@ -81,6 +81,7 @@ impl Run {
             events: EventLog::new(),
             config: setup.config,
             layers: setup.ladder.clone(),
+            adapt: false,
             budget: None,
             timecode: false,
             make: Arc::new(|config| Ok(Box::new(OpenH264::new(config)?))),

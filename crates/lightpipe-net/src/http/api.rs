@@ -96,6 +96,10 @@ fn encoding(stream: &Stream, stats: &StreamStats, now: MediaTime) -> Value {
         "fps": rate.fps,
         "bitrate_bps": rate.bitrate_bps,
         "target_bitrate_bps": stats.target_bitrate_bps,
+        "adapted": stats.adapted.map(|point| {
+            json!({ "width": point.size.width, "height": point.size.height, "fps": point.fps })
+        }),
+        "adaptations": stats.adaptations,
         "published": stats.published,
         "keyframes": stats.keyframes,
         "keyframe_requests": stats.keyframe_requests,
@@ -234,6 +238,13 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
                     "cause": cause,
                     "reason": reason,
                     "retry_in_ms": retry_in.as_millis() as u64,
+                }),
+                EventKind::EncodingAdapted { codec, size, interval, target_bps } => json!({
+                    "codec": codec.name(),
+                    "width": size.width,
+                    "height": size.height,
+                    "fps": (1e3 / interval.as_secs_f64()).round() / 1e3,
+                    "target_bps": target_bps,
                 }),
                 EventKind::SourceFailed { reason } => json!({ "reason": reason }),
                 EventKind::FellBehind { peer, step, by } => {

@@ -84,7 +84,7 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
         page.sample("lightpipe_stream_viewers", &[("stream", name)], app.engine.viewers_of(name));
     }
     type Field = fn(&lightpipe_media::stream::StreamStats) -> u64;
-    let counters: [(&str, &str, Field); 5] = [
+    let counters: [(&str, &str, Field); 6] = [
         ("lightpipe_frames_published_total", "Encoded pictures given to outlets.", |s| s.published),
         ("lightpipe_keyframes_published_total", "Keyframes among the published pictures.", |s| s.keyframes),
         ("lightpipe_keyframe_requests_total", "Keyframe requests of outlets; keyframes answer several at once.", |s| {
@@ -94,12 +94,26 @@ pub(crate) async fn page(State(app): State<App>) -> Response {
             s.bytes
         }),
         ("lightpipe_encoder_errors_total", "Pictures that the encoder failed on.", |s| s.encoder_errors),
+        (
+            "lightpipe_encoding_adaptations_total",
+            "Changes of the size or rate of pictures that are encoded once, down and up, because of what viewers' networks carry.",
+            |s| s.adaptations,
+        ),
     ];
     for (family, help, field) in counters {
         page.family(family, "counter", help);
         for (name, codec, layer, stats) in &encodings {
             page.sample(family, &[("stream", name), ("codec", codec), ("layer", layer)], field(stats));
         }
+    }
+    page.family(
+        "lightpipe_encoding_adapted",
+        "gauge",
+        "1 while fewer or smaller pictures are encoded than configured because no viewer's network carries more.",
+    );
+    for (name, codec, layer, stats) in &encodings {
+        let labels = [("stream", name.as_str()), ("codec", codec), ("layer", layer)];
+        page.sample("lightpipe_encoding_adapted", &labels, u8::from(stats.adapted.is_some()));
     }
     let counters: [(&str, &str, Field); 4] = [
         ("lightpipe_audio_packets_published_total", "Frames of sound given to outlets, 20 ms each.", |s| {

@@ -521,6 +521,48 @@ fn fifteen_seconds_of_a_live_pattern_are_in_the_file_to_the_frame() {
     assert!(keyframes.iter().any(|keyframe| begins(&keyframe)), "{} of {} pictures", shown.len(), pictures.len());
 }
 
+/// A viewer whose network carries next to nothing.
+struct Far;
+
+impl Outlet for Far {
+    fn deliver(&self, _: &Arc<AccessUnit>) {}
+
+    fn has_network(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_recording_beside_a_slow_viewer_has_the_whole_picture_from_its_first_to_its_last() {
+    let mut config = lightpipe::Config::default();
+    config.server.host = [127, 0, 0, 1].into();
+    config.server.port = 0;
+    config.simulcast.enabled = false;
+    (config.video.width, config.video.height) = (640, 360);
+    config.sources.insert("pattern".to_owned(), lightpipe::config::SourceTexts::One("pattern".to_owned()));
+    let server = lightpipe::Server::start(config).expect("a free port");
+    let stream = server.streams().find("pattern").expect("a stream");
+    let viewer = stream.subscribe(Arc::new(Far));
+    viewer.set_bitrate(Some(60_000));
+    wait_for("smaller pictures", || stream.stats().size == Some(SIZE));
+
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("whole.mp4");
+    let recorder = FileRecorder::start(&stream, &path, RecordOptions::default()).expect("a new file");
+    wait_for("two seconds", || recorder.stats().progress.duration >= Duration::from_secs(2));
+    let stats = recorder.finish().expect("a whole file");
+    wait_for("smaller pictures again", || stream.stats().size == Some(SIZE));
+
+    let probe = ffprobe(&path, &["-select_streams", "v", "-show_frames"]);
+    // Beside the packets that it always asks for.
+    let frames = probe["packets_and_frames"].as_array().expect("frames").iter().filter(|one| one["type"] == "frame");
+    let frames: Vec<&Value> = frames.collect();
+    assert_eq!(frames.len() as u64, stats.progress.pictures);
+    assert!(stats.progress.pictures >= 50, "{stats:?}");
+    assert!(frames.iter().all(|frame| frame["width"] == 640 && frame["height"] == 360), "one size");
+    assert_eq!(probe["streams"][0]["codec_tag_string"], "avc1", "with one set of parameters");
+}
+
 #[test]
 fn a_full_disk_ends_the_recording_with_its_name_and_leaves_the_stream_alone() {
     let stream = Stream::new("s", VideoCodec::H264);
