@@ -11,6 +11,7 @@
     reason = "a test may panic, and tells what it measured"
 )]
 
+mod adapt;
 mod aiortc;
 mod check;
 mod clock;

@@ -3,6 +3,7 @@
 pub(crate) mod browser;
 pub(crate) mod hear;
 pub(crate) mod http;
+pub(crate) mod narrow;
 pub(crate) mod peers;
 pub(crate) mod publishing;
 pub(crate) mod server;
