@@ -37,8 +37,9 @@
 /**
  * @typedef {'connecting'|'playing'|'stalled'|'reconnecting'|'failed'|'ended'} PlayerState
  *   connecting: first attempt. playing: frames arrive. stalled: connected, no new frame just now.
- *   reconnecting: the session was lost, or a retry is running. failed: an attempt ended without a
- *   picture; `retry_in_ms` says when the next starts, null means only a change or the user helps.
+ *   reconnecting: nothing comes from the server any more, the session was lost, or a retry is running.
+ *   failed: an attempt ended without a picture; `retry_in_ms` says when the next starts, null means
+ *   only a change or the user helps.
  *   ended: stopped by the page.
  *
  * @typedef {object} StateDetail
@@ -114,8 +115,31 @@ const CLOCK_WINDOW_MS = 30_000;
 /** The first pings come fast: a latency figure within the first second, from several tries. */
 const PING_BURST_MS = [0, 50, 120, 250, 500, 1000];
 const PING_INTERVAL_MS = 2000;
-/** ICE recovers from a short radio gap by itself; a reconnect in that time would only cost a keyframe. */
+/** A server of ours says something each second; after this long without a word the network is gone... */
+const SILENT_MS = 2500;
+/** ...and sooner where ICE says so too. */
+const SILENT_BROKEN_MS = 500;
+/** How often that is looked at. */
+const PATH_LOOK_MS = 250;
+/** While nothing is heard the server is asked so often whether it knows the session... */
+const ASK_EVERY_MS = 1000;
+/** ...and may take so long: TCP, TLS and the request over a satellite. The next one has a connection of its own, which is
+ * sooner there than the doubling retransmissions of this one. */
+const ASK_TIMEOUT_MS = 2500;
+/** A server that answers again is heard over ICE in this time too, if ICE comes back by itself... */
+const OWN_RETURN_MS = 700;
+/** ...and no sooner after the last word, because a NAT's new port takes the server 2.5 s to believe. */
+const RESTART_AFTER_MS = 4000;
+/** Longest wait for the answer to a restart of ICE... */
+const RESTART_TIMEOUT_MS = 4000;
+/** ...and for what it brings. */
+const RESTART_EFFECT_MS = 3000;
+/** After so many that brought nothing a new session is due. */
+const RESTARTS = 2;
+/** ICE has this long where it cannot be restarted; in a short radio gap it comes back by itself. */
 const DISCONNECTED_GRACE_MS = 3000;
+/** No server keeps a session for as long as this. */
+const OUTAGE_LIMIT_MS = 60_000;
 /** Without a new frame for this long the picture is called stalled. */
 const STALLED_AFTER_MS = 2000;
 /** Without a frame for this long on a visible page the session is given up. */
@@ -128,6 +152,8 @@ const SIGNALLING_TIMEOUT_MS = 10_000;
 const CONNECT_TIMEOUT_MS = 12_000;
 const BACKOFF_FIRST_MS = 500;
 const BACKOFF_MAX_MS = 10_000;
+/** A server that cannot be reached is no server that refuses: with the jitter two seconds at most. */
+const BACKOFF_UNREACHABLE_MS = 1600;
 /** The backoff starts over after this long with a picture, not at the first frame: a server that
  * accepts and drops viewers must not be asked twice a second. */
 const STABLE_MS = 5000;
@@ -333,7 +359,7 @@ export class LightpipePlayer extends Base {
     this.#pageEvents = new AbortController();
     const { signal } = this.#pageEvents;
     document.addEventListener('visibilitychange', () => { if (!document.hidden) this.#woke(); }, { signal });
-    addEventListener('online', () => this.#retryNow(), { signal });
+    addEventListener('online', () => { this.#retryNow(); this.#session?.hurry(); }, { signal });
     // Also where the page goes into the back/forward cache, which closes connections anyway.
     addEventListener('pagehide', () => this.#dropSession(), { signal });
     addEventListener('pageshow', (event) => { if (event.persisted && this.#wanted) this.start(); }, { signal });
@@ -350,6 +376,7 @@ export class LightpipePlayer extends Base {
     const session = new Session({
       track: (track) => { if (this.#session === session) this.#attach(session, track); },
       failed: (failure) => { if (this.#session === session) this.#lost(failure); },
+      path: (silent) => { if (this.#session === session) this.#pathChanged(silent); },
     });
     this.#session = session;
     session.wishLayer(this.getAttribute('layer'));
@@ -369,11 +396,20 @@ export class LightpipePlayer extends Base {
   #lost(failure) {
     const lostPicture = this.#session?.firstFrameAt != null;
     this.#dropSession();
-    const waitMs = failure.retry ? this.#backoff.next(Math.random(), failure.retryAfterMs) : null;
+    const atOnce = failure.atOnce && this.#backoff.attempts === 0;
+    let waitMs = null;
+    if (failure.retry) waitMs = this.#backoff.next(Math.random(), failure.retryAfterMs, failure.unreachable ? BACKOFF_UNREACHABLE_MS : BACKOFF_MAX_MS);
+    if (atOnce) waitMs = 0;
     this.#setState(lostPicture ? 'reconnecting' : 'failed', failure.cause, failure.message, waitMs);
     if (waitMs === null) return;
     this.#retryAt = performance.now() + waitMs;
     this.#retryTimer = window.setTimeout(() => this.#connect(), waitMs);
+  }
+
+  /** Nothing comes from the server any more, or something does again. @param {boolean} silent */
+  #pathChanged(silent) {
+    if (silent) this.#setState('reconnecting', 'connection_lost', 'The connection to the server was lost. The picture comes back with it.');
+    else this.#setState('stalled', 'no_frames', 'The connection is back, the picture is on its way.');
   }
 
   /** Starts the waiting retry at once, if one waits. */
@@ -386,10 +422,9 @@ export class LightpipePlayer extends Base {
     const session = this.#session;
     if (!session) {
       this.#retryNow();
-    } else if (session.looksDead) {
-      this.#lost(new Failure('connection_lost', 'The connection was lost while the page was hidden.'));
     } else {
       session.expectFrameWithin(NO_FRAMES_AFTER_WAKE_MS);
+      session.hurry();
       void this.#play();
     }
   }
@@ -485,7 +520,7 @@ export class LightpipePlayer extends Base {
     if (session.framesAdvanced && (this.#state.state !== 'playing') && session.stream.getTracks().length) this.#picture();
     if (session.firstFrameAt !== null && now - session.firstFrameAt > STABLE_MS) this.#backoff.reset();
 
-    if (!document.hidden && session.connectedAt !== null) {
+    if (!document.hidden && session.connectedAt !== null && !session.pathSilent) {
       const silentMs = session.silentMs(now);
       // A source that has nothing new (a desktop nobody touches) is no fault, and asking anew would not help.
       // Neither is a microphone that is silent or not plugged in: it will be heard on this very connection.
@@ -707,14 +742,18 @@ export async function measureTimecodeLatency(player, { seconds = 10, timeoutSeco
 // One WHEP session
 // ---------------------------------------------------------------------------------------------
 
-/** Why there is no picture. `retry` false: the same request would be refused again. */
+/** Why there is no picture. `retry` false: the same request would be refused again. `atOnce`: a session that was there is not any more, and
+ * nobody was asked for another. `unreachable`: nobody refused anything. */
 class Failure extends Error {
-  /** @param {string} cause @param {string} text @param {{retry?: boolean, retryAfterMs?: number|null}} [options] */
-  constructor(cause, text, { retry = true, retryAfterMs = null } = {}) {
+  /** @param {string} cause @param {string} text
+   * @param {{retry?: boolean, retryAfterMs?: number|null, atOnce?: boolean, unreachable?: boolean}} [options] */
+  constructor(cause, text, { retry = true, retryAfterMs = null, atOnce = false, unreachable = false } = {}) {
     super(text);
     this.cause = cause;
     this.retry = retry;
     this.retryAfterMs = retryAfterMs;
+    this.atOnce = atOnce;
+    this.unreachable = unreachable;
   }
 }
 
@@ -739,6 +778,8 @@ class Session {
   /** @type {number|null} */ firstFrameAt = null;
   hasAudio = false;
   framesAdvanced = false;
+  /** Nothing comes from the server any more. */
+  pathSilent = false;
   /** The stream has no pictures; its sound is what is waited for. */
   soundAlone = false;
 
@@ -746,14 +787,17 @@ class Session {
   #closed = false;
   #token = /** @type {string|null} */ (null);
   #etag = /** @type {string|null} */ (null);
-  #trickle = { queue: /** @type {RTCIceCandidate[]} */ ([]), timer: 0, ended: false, refused: false };
+  #answer = '';
+  #outage = new Outage();
+  /** @type {AbortController|null} */ #asking = null;
+  #trickle = noCandidates();
   #timers = /** @type {Set<number>} */ (new Set());
   #frameDueFrom = 0;
   #frameGraceMs = 0;
   /** @type {StatsReader|null} */ #reader = null;
   /** @type {MediaStream|null} */ #stream = null;
 
-  /** @param {{track: (track: MediaStreamTrack) => void, failed: (failure: Failure) => void}} on */
+  /** @param {{track: (track: MediaStreamTrack) => void, failed: (failure: Failure) => void, path: (silent: boolean) => void}} on */
   constructor(on) { this.#on = on; }
 
   /** Our own stream rather than the server's: audio and video need not share one there. */
@@ -814,11 +858,6 @@ class Session {
     return plausible(shown - (pair[1] + ((source.rtpTimestamp - pair[0]) | 0) / 48) + AUDIO_BEHIND_MS);
   }
 
-  get looksDead() {
-    const state = this.pc?.iceConnectionState;
-    return state === 'failed' || state === 'closed' || state === 'disconnected';
-  }
-
   /** @param {string} src @param {string|null} token */
   async open(src, token) {
     this.#token = token;
@@ -835,6 +874,7 @@ class Session {
     this.#closed = true;
     for (const timer of this.#timers) clearTimeout(timer);
     clearTimeout(this.#trickle.timer);
+    this.#asking?.abort();
     this.pc?.close();
     this.#delete();
   }
@@ -844,6 +884,7 @@ class Session {
     this.firstFrameAt ??= at;
     this.#frameDueFrom = at;
     this.#frameGraceMs = 0;
+    this.#heard();
   }
 
   /** @param {number} ms */
@@ -862,6 +903,7 @@ class Session {
     const reader = this.#reader;
     const stats = reader ? await reader.read(this.soundAlone) : emptyStats('connecting');
     this.framesAdvanced = reader?.framesAdvanced ?? false;
+    if (reader?.heard && !this.#closed) this.#heard();
     // Counting decoded frames too keeps players alive whose callback is throttled or missing.
     if (this.framesAdvanced && !this.#closed) this.sawFrame(performance.now());
     stats.rtt_ms ??= this.clock.rttMs;
@@ -911,7 +953,8 @@ class Session {
     const iceServers = parseIceServers(response.headers.get('Link'));
     if (iceServers.length) useIceServers(pc, iceServers);
     await pc.setLocalDescription(offer);
-    await pc.setRemoteDescription({ type: 'answer', sdp: withSoundApart(answer) });
+    this.#answer = withSoundApart(answer);
+    await pc.setRemoteDescription({ type: 'answer', sdp: this.#answer });
     this.soundAlone = video.currentDirection !== 'recvonly' && audio.currentDirection === 'recvonly';
     this.#after(CONNECT_TIMEOUT_MS, () => {
       if (this.connectedAt === null) this.#fail(iceFailure());
@@ -933,8 +976,8 @@ class Session {
       });
     } catch {
       throw timeout.signal.aborted
-        ? new Failure('signalling_timeout', 'The server did not answer in time.')
-        : new Failure('signalling_unreachable', `The server at ${new URL(endpoint).host} cannot be reached.`);
+        ? new Failure('signalling_timeout', 'The server did not answer in time.', { unreachable: true })
+        : new Failure('signalling_unreachable', `The server at ${new URL(endpoint).host} cannot be reached.`, { unreachable: true });
     } finally {
       clearTimeout(timer);
     }
@@ -998,19 +1041,109 @@ class Session {
 
   /** @param {RTCPeerConnection} pc */
   #watchConnection(pc) {
-    let grace = 0;
+    const look = () => { this.#lookAtPath(); this.#after(PATH_LOOK_MS, look); };
     pc.addEventListener('iceconnectionstatechange', () => {
       const state = pc.iceConnectionState;
-      clearTimeout(grace);
-      if (state === 'connected' || state === 'completed') this.connectedAt ??= performance.now();
-      if (state === 'failed') this.#fail(this.connectedAt === null ? iceFailure() : lostFailure());
-      if (state === 'disconnected') grace = this.#after(DISCONNECTED_GRACE_MS, () => this.#fail(lostFailure()));
+      if (state === 'connected' || state === 'completed') {
+        const first = this.connectedAt === null;
+        this.connectedAt ??= performance.now();
+        this.#heard();
+        if (first) look();
+      } else if (state === 'failed' && this.connectedAt === null) {
+        this.#fail(iceFailure());
+      }
     });
     pc.addEventListener('connectionstatechange', () => {
-      if (pc.connectionState !== 'failed') return;
-      this.#fail(pc.iceConnectionState === 'failed' ? iceFailure()
-        : new Failure('dtls_failed', 'The encrypted connection to the server could not be set up.'));
+      // ICE is looked after above, and in Chromium its failure comes here first.
+      const dtls = /** @type {any} */ (this.#video)?.transport?.state;
+      if (pc.connectionState !== 'failed' || (dtls ? dtls !== 'failed' : pc.iceConnectionState === 'failed')) return;
+      this.#fail(new Failure('dtls_failed', 'The encrypted connection to the server could not be set up.'));
     });
+  }
+
+  // -- outages ---------------------------------------------------------------------------------
+
+  /** Something came from the server. */
+  #heard() {
+    this.#outage.heard(performance.now());
+    if (!this.pathSilent) return;
+    this.pathSilent = false;
+    this.expectFrameWithin(NO_FRAMES_MS);
+    this.#on.path(false);
+  }
+
+  /** The network may be back, or the page is looked at again: no waiting now. */
+  hurry() {
+    this.#outage.hurry(performance.now());
+    this.#asking?.abort(); // over a network that is gone
+    this.#lookAtPath();
+  }
+
+  #lookAtPath() {
+    if (this.#closed || !this.pc || this.connectedAt === null) return;
+    const step = this.#outage.step(performance.now(), this.pc.iceConnectionState, this.url !== null);
+    if (this.#outage.silent && !this.pathSilent) {
+      this.pathSilent = true;
+      this.#on.path(true);
+    }
+    if (step === 'anew') this.#fail(new Failure('connection_lost', 'The connection to the server was lost.', { atOnce: true }));
+    else if (step === 'ask') void this.#ask();
+    else if (step === 'restart') void this.#restart(this.pc);
+  }
+
+  /** @param {OutageNews} news */
+  #tell(news) {
+    if (this.#closed) return;
+    this.#outage.told(performance.now(), news);
+    this.#lookAtPath();
+  }
+
+  async #ask() {
+    this.#asking = new AbortController();
+    const answer = await this.#request('HEAD', {}, undefined, ASK_TIMEOUT_MS, this.#asking);
+    this.#asking = null;
+    this.#tell(newsOf(answer));
+  }
+
+  /** Restarts ICE (RFC 9725 §4.3.2). The browser's own is left alone until the server has agreed. @param {RTCPeerConnection} pc */
+  async #restart(pc) {
+    /** @type {OutageNews} */ let news = 'refused';
+    try {
+      const offer = await pc.createOffer({ iceRestart: true });
+      offer.sdp = withStereoOpus(offer.sdp ?? '');
+      const headers = { 'Content-Type': 'application/trickle-ice-sdpfrag', 'If-Match': '*' };
+      const response = await this.#request('PATCH', headers, trickleFragment(offer.sdp, [], false), RESTART_TIMEOUT_MS, new AbortController());
+      news = newsOf(response);
+      const answer = response?.status === 200 ? restartedAnswer(this.#answer, response.text) : null;
+      if (news === 'there') news = answer ? 'restarted' : 'refused';
+      if (response && answer && !this.#closed) {
+        this.#etag = response.etag;
+        clearTimeout(this.#trickle.timer);
+        this.#trickle = noCandidates();
+        this.#answer = answer;
+        await pc.setLocalDescription(offer);
+        await pc.setRemoteDescription({ type: 'answer', sdp: answer });
+      }
+    } catch {
+      news = 'refused'; // by this browser; a new session asks less of it
+    }
+    this.#tell(news);
+  }
+
+  /** A request to the session. @param {string} method @param {Record<string, string>} headers @param {string|undefined} body
+   * @param {number} ms @param {AbortController} timeout
+   * @returns {Promise<{status: number, etag: string|null, text: string}|null>} none when there was no answer in time */
+  async #request(method, headers, body, ms, timeout) {
+    const timer = setTimeout(() => timeout.abort(), ms);
+    try {
+      const options = { method, headers: this.#headers(headers), body, signal: timeout.signal };
+      const response = await fetch(this.url ?? '', { ...options, cache: 'no-store' });
+      return { status: response.status, etag: response.headers.get('ETag'), text: await response.text() };
+    } catch {
+      return null;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** @param {RTCDataChannel} channel */
@@ -1029,6 +1162,7 @@ class Session {
     });
     channel.addEventListener('message', ({ data }) => {
       const now = performance.now();
+      this.#heard();
       const message = parseMessage(data);
       if (message?.type === 'pong') {
         this.clock.add(message.t, now, message.server_ms);
@@ -1063,7 +1197,14 @@ class Session {
 
 const iceFailure = () => new Failure('ice_failed',
   'The server answered, but no media came through: its UDP port is probably blocked by a firewall in between.');
-const lostFailure = () => new Failure('connection_lost', 'The connection to the server was lost.');
+const noCandidates = () => ({ queue: /** @type {RTCIceCandidate[]} */ ([]), timer: 0, ended: false, refused: false });
+
+/** What a session's answer to a request says about it. A proxy answers 5xx for a server that it cannot reach.
+ * @param {{status: number}|null} answer @returns {OutageNews} */
+function newsOf(answer) {
+  if (!answer || answer.status >= 500) return 'unreachable';
+  return answer.status === 404 || answer.status === 410 ? 'gone' : 'there';
+}
 
 /** One server the browser dislikes (a blocked port, an odd scheme) must not cost the others, nor the session.
  * @param {RTCPeerConnection} pc @param {RTCIceServer[]} iceServers */
@@ -1179,6 +1320,23 @@ export function trickleFragment(sdp, candidates, ended) {
     ended ? 'a=end-of-candidates' : undefined,
   ];
   return lines.filter((line) => line !== undefined).map((line) => `${line.trim()}\r\n`).join('');
+}
+
+/**
+ * An answer after a restart of ICE: the old one with the credentials, and the candidates if there are any, of the fragment that
+ * answered the restart (RFC 8840 §9).
+ * @param {string} sdp @param {string} fragment @returns {string|null}  null for a fragment without credentials
+ */
+export function restartedAnswer(sdp, fragment) {
+  const [ufrag, pwd] = [/^a=ice-ufrag:.+$/m, /^a=ice-pwd:.+$/m].map((line) => fragment.match(line)?.[0].trim());
+  if (!ufrag || !pwd) return null;
+  const renewed = sdp.replace(/^a=ice-ufrag:.*$/gm, () => ufrag).replace(/^a=ice-pwd:.*$/gm, () => pwd);
+  const candidates = [...fragment.matchAll(/^a=candidate:.+$/gm)].map(([line]) => `${line.trim()}\r\n`);
+  if (candidates.length === 0) return renewed;
+  const sections = renewed.replace(/^a=(?:candidate:.*|end-of-candidates)\r?\n/gm, '').split(/^(?=m=)/m);
+  // Under the first section, which carries the bundle.
+  if (sections.length > 1) sections[1] += candidates.join('');
+  return sections.join('');
 }
 
 /** Chromium decodes Opus to mono unless its own offer asks for stereo (RFC 7587 §6.1). @param {string} sdp */
@@ -1327,13 +1485,92 @@ function parseMessage(data) {
 // Pure parts: time goes in, numbers come out
 // ---------------------------------------------------------------------------------------------
 
+/** @typedef {'there'|'gone'|'unreachable'|'restarted'|'refused'} OutageNews  What was learnt of the session: the server knows it, or does
+ *   not; nobody answered; ICE was restarted, or will not be. */
+
+/**
+ * What to do about a server of which nothing is heard any more: time and news go in, the next step comes out.
+ *
+ * The session is worth keeping: its picture is back as soon as the network is, and mostly ICE comes back by itself. So the server is asked whether
+ * it still knows the session, again and again, and only when it answers and ICE has not come back, ICE is restarted. The question is not the
+ * restart itself: one that was given up may still reach the server later, and would end what has just come back.
+ */
+export class Outage {
+  #heardAt = 0;
+  /** @type {number|null} */ #since = null;
+  /** @type {'ask'|'restart'|'anew'} */ #step = 'ask';
+  #dueAt = 0;
+  #askedAt = -Infinity;
+  #restarts = 0;
+  #busy = false;
+
+  /** Whether there is one. */
+  get silent() { return this.#since !== null; }
+
+  /** Something came from the server. @param {number} at */
+  heard(at) {
+    this.#heardAt = at;
+    this.#since = null;
+  }
+
+  /** There is reason to believe that the network is back. @param {number} at */
+  hurry(at) {
+    this.#askedAt = -Infinity;
+    if (this.#step === 'ask') this.#dueAt = at;
+  }
+
+  /**
+   * @param {number} at @param {RTCIceConnectionState} ice
+   * @param {boolean} asks  Whether the session has an address; a foreign server may hide it.
+   * @returns {'ask'|'restart'|'anew'|null}  Ask for the session, restart its ICE (then {@link told} is due), or make a new one.
+   */
+  step(at, ice, asks) {
+    const broken = ice === 'disconnected' || ice === 'failed';
+    if (this.#since === null) {
+      if (at - this.#heardAt < (broken ? SILENT_BROKEN_MS : SILENT_MS)) return null;
+      this.#since = at;
+      this.#restarts = 0;
+      this.#next('ask', at);
+    }
+    const lasts = at - this.#since;
+    if (!asks) return ice === 'failed' || (broken && lasts >= DISCONNECTED_GRACE_MS) ? 'anew' : null;
+    if (lasts >= OUTAGE_LIMIT_MS) return 'anew';
+    // Where ICE has given up there is nothing to wait for.
+    const waits = at < this.#dueAt && !(this.#step === 'restart' && ice === 'failed');
+    if (this.#busy || waits) return null;
+    this.#busy = this.#step !== 'anew';
+    this.#askedAt = at;
+    return this.#step;
+  }
+
+  /** What came of the last step. @param {number} at @param {OutageNews} news */
+  told(at, news) {
+    this.#busy = false;
+    if (news === 'gone') this.#next('anew', at);
+    else if (news === 'refused') this.#next('anew', at + DISCONNECTED_GRACE_MS);
+    else if (news === 'unreachable') this.#next('ask', Math.max(at, this.#askedAt + ASK_EVERY_MS));
+    else if (news === 'there' && this.#restarts < RESTARTS) this.#next('restart', Math.max(at + OWN_RETURN_MS, this.#heardAt + RESTART_AFTER_MS));
+    else if (news === 'there') this.#next('anew', at);
+    else {
+      this.#restarts += 1;
+      this.#next('ask', at + RESTART_EFFECT_MS);
+    }
+  }
+
+  /** @param {'ask'|'restart'|'anew'} step @param {number} dueAt */
+  #next(step, dueAt) {
+    this.#step = step;
+    this.#dueAt = dueAt;
+  }
+}
+
 /** Exponential backoff with ±25 % jitter, so that all viewers of a restarted server do not return at once. */
 export class Backoff {
   attempts = 0;
   reset() { this.attempts = 0; }
-  /** @param {number} random  0 to 1. @param {number|null} [atLeastMs] @returns {number} */
-  next(random, atLeastMs = null) {
-    const base = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** this.attempts);
+  /** @param {number} random  0 to 1. @param {number|null} [atLeastMs] @param {number} [atMostMs]  Without the jitter. @returns {number} */
+  next(random, atLeastMs = null, atMostMs = BACKOFF_MAX_MS) {
+    const base = Math.min(atMostMs, BACKOFF_FIRST_MS * 2 ** this.attempts);
     this.attempts += 1;
     return Math.max(base * (0.75 + random / 2), atLeastMs ?? 0);
   }
@@ -1539,6 +1776,9 @@ export function stageSplit(measured, stats) {
 /** `getStats` once a second, as differences where a total alone says nothing. */
 class StatsReader {
   framesAdvanced = false;
+  /** Whether anything came from the server since the last look, by candidate pairs. */
+  heard = false;
+  /** @type {Map<string, number>} */ #pairs = new Map();
   #pc;
   /** @type {any} */ #before = null;
   #heard = 0;
@@ -1550,6 +1790,7 @@ class StatsReader {
   /** @param {boolean} soundAlone  What counts as a frame is sound then. @returns {Promise<PlayerStats>} */
   async read(soundAlone) {
     const stats = emptyStats('connecting');
+    this.heard = false;
     let report;
     try {
       report = await this.#pc.getStats();
@@ -1562,6 +1803,7 @@ class StatsReader {
     /** @type {any} */ let transport = null;
     /** @type {any} */ let pair = null;
     report.forEach((/** @type {any} */ entry) => {
+      if (entry.type === 'candidate-pair') this.#hear(entry);
       if (entry.type === 'inbound-rtp' && (entry.kind ?? entry.mediaType) === 'video') video = entry;
       else if (entry.type === 'inbound-rtp') audio = entry;
       else if (entry.type === 'transport') transport = entry;
@@ -1577,6 +1819,13 @@ class StatsReader {
       this.#videoStats(stats, report, video);
     }
     return stats;
+  }
+
+  /** @param {any} pair */
+  #hear(pair) {
+    const came = sum([pair.bytesReceived, pair.requestsReceived, pair.responsesReceived]);
+    if (came > (this.#pairs.get(pair.id) ?? 0)) this.heard = true;
+    this.#pairs.set(pair.id, came);
   }
 
   /** @param {PlayerStats} stats @param {RTCStatsReport} report @param {any} pair */

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lightpipe_media::Size;
 use serde_json::Value;
 
-use crate::lab::browser::{PLAYER, note_gaps, take_longest_gap, watch};
+use crate::lab::browser::{PLAYER, inbound, note_gaps, take_longest_gap, watch};
 use crate::lab::{PATIENCE, Server, Viewer, chromium, quiet, serve, shared, ticks, until};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -115,5 +115,80 @@ async fn a_player_that_falls_behind_gets_less_and_then_begins_anew() {
     page.wait_until(&format!("{PLAYER}.state.state === 'playing' && {PLAYER}.stats.latency_ms.p50 < 300"), PATIENCE)
         .await
         .unwrap();
+    browser.close().await.unwrap();
+}
+
+/// Fifty changes of layer, up and down by one layer and by two; gaps between shown pictures around each, ms.
+const CHANGES: &str = "(async () => {
+    const player = PLAYER, video = player.video, widths = { f: 1280, h: 640, q: 320 };
+    const frames = [], found = { down: [], up: [] };
+    let noting = true;
+    const note = (_now, { presentationTime, width }) => {
+        frames.push([presentationTime, width]);
+        if (noting) video.requestVideoFrameCallback(note);
+    };
+    video.requestVideoFrameCallback(note);
+    const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+    let layer = 'f';
+    for (let n = 0; n < 50; n++) {
+        const to = 'hqfqhf'[n % 6];
+        await pause(300);
+        const from = frames.length - 1, began = performance.now();
+        player.setAttribute('layer', to);
+        while (!frames.slice(from).some(([, width]) => width === widths[to])) {
+            if (performance.now() - began > 5000) throw new Error(`no picture of layer ${to}`);
+            await pause(10);
+        }
+        await pause(300);
+        const around = frames.slice(from).map(([at]) => at);
+        const gaps = around.slice(1).map((at, i) => at - around[i]);
+        found[widths[to] < widths[layer] ? 'down' : 'up'].push(Math.max(...gaps));
+        layer = to;
+    }
+    player.setAttribute('layer', 'f');
+    while (frames[frames.length - 1][1] !== widths.f) await pause(10);
+    noting = false;
+    return found;
+})()";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "nightly: two minutes, measures time"]
+async fn two_hundred_changes_of_layer_are_hardly_seen() {
+    let _machine = quiet().await;
+    let server = serve(&["pattern"]).size(1280, 720).start();
+    let browser = chromium().await;
+    let page = watch(&browser, &server, "pattern").await;
+    page.evaluate(&format!("void {PLAYER}.setAttribute('layer', 'f')")).await.unwrap();
+    page.wait_until(&format!("{PLAYER}.video.videoWidth === 1280"), PATIENCE).await.unwrap();
+    let connection = format!("{PLAYER}.peerConnection");
+    let before = inbound(&page, &connection).await;
+    let (mut down, mut up): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let found = page.evaluate(&CHANGES.replace("PLAYER", PLAYER)).await.unwrap();
+        for (gaps, key) in [(&mut down, "down"), (&mut up, "up")] {
+            gaps.extend(found[key].as_array().unwrap().iter().filter_map(Value::as_f64));
+        }
+    }
+    let after = inbound(&page, &connection).await;
+    let grown = |key: &str| after[key].as_f64().unwrap_or(0.0) - before[key].as_f64().unwrap_or(0.0);
+    for gaps in [&mut down, &mut up] {
+        gaps.sort_by(f64::total_cmp);
+    }
+    let told = |gaps: &[f64]| {
+        let [p50, p95, longest] = [0.5, 0.95, 1.0].map(|share| gaps[((gaps.len() - 1) as f64 * share) as usize]);
+        format!("{} changes: p50 {p50:.0}, p95 {p95:.0}, longest {longest:.0} ms", gaps.len())
+    };
+    println!("down, {}; up, {}", told(&down), told(&up));
+    let [freezes, plis, dropped] = ["freezeCount", "pliCount", "framesDropped"].map(grown);
+    let undecoded = grown("framesReceived") - grown("framesDecoded");
+    println!("{freezes} freezes, {plis} keyframe requests, {dropped} pictures dropped, {undecoded} not decoded");
+    assert!(
+        down.len() + up.len() == 200 && down.last() <= Some(&200.0) && up.last() <= Some(&100.0),
+        "{down:?} {up:?}"
+    );
+    // A decoder that meets a picture it cannot decode asks for a keyframe.
+    assert_eq!((freezes, plis), (0.0, 0.0));
+    assert!(undecoded <= 3.0, "{undecoded} pictures were not decoded");
+    assert_eq!(server.peers()[0]["layer_switches"].as_u64().map(|switches| switches >= 200), Some(true));
     browser.close().await.unwrap();
 }

@@ -30,6 +30,7 @@ mod lossy;
 mod metrics;
 mod mic;
 mod netlab;
+mod outage;
 mod pictures;
 mod pipes;
 mod play;

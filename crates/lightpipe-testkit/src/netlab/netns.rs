@@ -156,10 +156,52 @@ impl Lab {
         self.down.reconfigure(down)
     }
 
+    /// The client has another address from now on, `last` of the same network: a phone that changes from one network to the next.
+    ///
+    /// # Errors
+    /// [`LabError::Refused`]
+    pub fn move_client(&self, last: u8) -> Result<(), LabError> {
+        let [a, b, c, _] = CLIENT_ADDR.octets();
+        let (address, gateway) = (format!("{a}.{b}.{c}.{last}/24"), SERVER_ADDR.to_string());
+        for step in [
+            &["address", "flush", "dev", CABLE][..],
+            &["address", "add", &address, "dev", CABLE],
+            &["route", "add", "default", "via", &gateway],
+        ] {
+            ip(&[&["-n", &self.client.name][..], step].concat())?;
+        }
+        Ok(())
+    }
+
+    /// The client's UDP packets have other ports from now on, and what goes to the old ones is lost: a NAT that forgot its table.
+    /// Once in a lab.
+    ///
+    /// # Errors
+    /// [`LabError::Refused`]
+    pub fn rebind_client(&self) -> Result<(), LabError> {
+        let ports = format!("{CLIENT_ADDR}:20000-29999");
+        // Connections of another zone are all new ones; what comes to a port that no new one has is for the old ones.
+        for rule in [
+            &["-t", "nat", "-A", "POSTROUTING", "-o", CABLE, "-p", "udp", "-j", "SNAT", "--to-source", &ports][..],
+            &["-A", "INPUT", "-i", CABLE, "-p", "udp", "-m", "conntrack", "!", "--ctstate", "SNAT", "-j", "DROP"],
+            &["-t", "raw", "-A", "PREROUTING", "-i", CABLE, "-p", "udp", "-j", "CT", "--zone", "2"],
+            &["-t", "raw", "-A", "OUTPUT", "-o", CABLE, "-p", "udp", "-j", "CT", "--zone", "2"],
+        ] {
+            self.client.iptables(rule)?;
+        }
+        Ok(())
+    }
+
     /// What the links did so far, up then down. Counts IP packets of every protocol.
     #[must_use]
     pub fn counters(&self) -> (Counters, Counters) {
-        (self.up.counters(), self.down.counters())
+        (self.up.look().counters, self.down.look().counters)
+    }
+
+    /// How long a packet would wait now before the narrowest place of each link, up then down.
+    #[must_use]
+    pub fn backlogs(&self) -> (Duration, Duration) {
+        (self.up.look().backlog, self.down.look().backlog)
     }
 }
 
@@ -189,11 +231,14 @@ impl Namespace {
         ] {
             ip(&[&["-n", &self.name][..], step].concat())?;
         }
-        // Where the new tables of iptables have no queue target, the old ones may.
-        let rule = ["-t", "mangle", "-A", "PREROUTING", "-i", CABLE, "-j", "NFQUEUE", "--queue-num", "0"];
+        self.iptables(&["-t", "mangle", "-A", "PREROUTING", "-i", CABLE, "-j", "NFQUEUE", "--queue-num", "0"])
+    }
+
+    /// Where the new tables of iptables have no such target, the old ones may.
+    fn iptables(&self, rule: &[&str]) -> Result<(), LabError> {
         let enter = ["netns", "exec", &self.name];
-        ip(&[&enter, &["iptables"][..], &rule].concat())
-            .or_else(|first| ip(&[&enter, &["iptables-legacy"][..], &rule].concat()).map_err(|_| first))
+        ip(&[&enter, &["iptables"][..], rule].concat())
+            .or_else(|first| ip(&[&enter, &["iptables-legacy"][..], rule].concat()).map_err(|_| first))
             .map(drop)
     }
 
@@ -278,7 +323,14 @@ impl Packet for Held {
 
 enum Order {
     Reconfigure(LinkConfig),
-    Count(mpsc::Sender<Counters>),
+    Look(mpsc::Sender<State>),
+}
+
+/// How a link is.
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    counters: Counters,
+    backlog: Duration,
 }
 
 /// The thread that shapes one direction. Dropping it ends the thread; packets still held are lost.
@@ -311,12 +363,12 @@ impl Shaper {
         Ok(())
     }
 
-    fn counters(&self) -> Counters {
-        let (answer, counted) = mpsc::channel();
+    fn look(&self) -> State {
+        let (answer, seen) = mpsc::channel();
         if let Some(orders) = &self.orders {
-            _ = orders.send(Order::Count(answer));
+            _ = orders.send(Order::Look(answer));
         }
-        counted.recv().unwrap_or_default()
+        seen.recv().unwrap_or_default()
     }
 }
 
@@ -346,7 +398,9 @@ fn shape(mut queue: Queue, mut link: Link<Held>, orders: &mpsc::Receiver<Order>)
     loop {
         match orders.try_recv() {
             Ok(Order::Reconfigure(config)) => link.reconfigure(Instant::now(), config),
-            Ok(Order::Count(answer)) => _ = answer.send(link.counters()),
+            Ok(Order::Look(answer)) => {
+                _ = answer.send(State { counters: link.counters(), backlog: link.backlog(Instant::now()) });
+            }
             Err(mpsc::TryRecvError::Empty) => {}
             Err(mpsc::TryRecvError::Disconnected) => return,
         }
