@@ -441,7 +441,7 @@ mod tests {
                 .map(|(to, text)| {
                     let said: Value = serde_json::from_str(&text).expect("JSON");
                     let who = said["params"].get("from").or_else(|| said["params"].get("peer_id")).expect("a peer");
-                    (to, format!("{} {}", said["method"].as_str().unwrap(), who.as_str().unwrap()))
+                    (to, format!("{} {}", said["method"].as_str().expect("a method"), who.as_str().expect("a name")))
                 })
                 .collect();
             told.sort();
@@ -469,10 +469,10 @@ mod tests {
         let mut room = Room::new();
         let data = json!({ "peer_id": "a", "capabilities": ["audio", "video"], "user_data": { "name": "Ada" } });
         let (result, news) = room.say(1, "peer.announce", data);
-        assert_eq!(result.unwrap(), json!({ "peer_id": "a", "room": "default", "count": 0, "peers": [] }));
+        assert_eq!(result.expect("no error"), json!({ "peer_id": "a", "room": "default", "count": 0, "peers": [] }));
         assert!(news.is_empty());
         let (result, news) = room.say(2, "announce", json!({ "peerId": "b", "userData": 7 }));
-        assert_eq!(result.unwrap()["peers"][0]["user_data"]["name"], "Ada");
+        assert_eq!(result.expect("no error")["peers"][0]["user_data"]["name"], "Ada");
         assert_eq!(news, told(&[(1, "peer.joined b")]));
 
         let (_, news) = room.say(2, "announce", json!({ "peer_id": "b", "user_data": 7 }));
@@ -481,7 +481,7 @@ mod tests {
         assert_eq!(news, told(&[(1, "peer.joined b")]), "something else about the same");
 
         let (result, news) = room.say(2, "peer.offer", json!({ "from": "b", "to": "a", "sdp": OFFER }));
-        assert_eq!((result.unwrap(), news), (json!({ "forwarded": true }), told(&[(1, "peer.offer b")])));
+        assert_eq!((result.expect("no error"), news), (json!({ "forwarded": true }), told(&[(1, "peer.offer b")])));
         let (_, news) = room.say(1, "answer", json!({ "to": "b", "sdp": { "type": "answer", "sdp": OFFER } }));
         assert_eq!(news, told(&[(2, "peer.answer a")]));
         for candidate in [
@@ -497,7 +497,7 @@ mod tests {
         let (_, news) = room.say(1, "peer.state_changed", json!({ "state": "connected" }));
         assert_eq!(news, told(&[(2, "peer.state_changed a")]));
         let (list, _) = room.say(1, "peer.list", Value::Null);
-        assert_eq!(list.unwrap()["count"], 2);
+        assert_eq!(list.expect("no error")["count"], 2);
 
         let (_, news) = room.say(2, "peer.disconnect", json!({ "reason": "bye" }));
         assert_eq!(news, told(&[(1, "peer.left b")]));
@@ -518,7 +518,7 @@ mod tests {
         let call = json!({ "jsonrpc": "2.0", "method": "offer", "params": { "to": "b", "sdp": sdp } }).to_string();
         let (answer, told) = room.conference.message(room.now, 1, &call);
         assert_eq!(answer, None, "a notification is not answered");
-        let said: Value = serde_json::from_str(&told[0].1).unwrap();
+        let said: Value = serde_json::from_str(&told[0].1).expect("JSON");
         assert_eq!(
             said,
             json!({ "jsonrpc": "2.0", "method": "peer.offer", "params": { "from": "a", "to": "b", "sdp": sdp } })
@@ -575,21 +575,21 @@ mod tests {
         room.enter(1, "a");
         room.enter(2, "b");
         let to = |peer: &str| json!({ "to": peer, "sdp": OFFER });
-        room.say(1, "peer.offer", to("b")).0.unwrap();
+        room.say(1, "peer.offer", to("b")).0.expect("no error");
         room.refused(1, "peer.offer", to("b"), -32005, None);
         // Both at once: the polite one steps back and answers.
-        room.say(2, "peer.offer", to("a")).0.unwrap();
-        room.say(1, "peer.answer", to("b")).0.unwrap();
-        room.say(1, "peer.offer", to("b")).0.unwrap();
+        room.say(2, "peer.offer", to("a")).0.expect("no error");
+        room.say(1, "peer.answer", to("b")).0.expect("no error");
+        room.say(1, "peer.offer", to("b")).0.expect("no error");
         // Nobody waits for ever.
         room.now += NEGOTIATION_LIMIT;
-        room.say(1, "peer.offer", to("b")).0.unwrap();
+        room.say(1, "peer.offer", to("b")).0.expect("no error");
         // A peer that comes again is another one.
         room.conference.gone(2);
         room.enter(3, "b");
-        room.say(1, "peer.offer", to("b")).0.unwrap();
-        room.say(3, "peer.answer", json!({ "to": "a", "sdp": OFFER })).0.unwrap();
-        room.say(1, "peer.offer", to("b")).0.unwrap();
+        room.say(1, "peer.offer", to("b")).0.expect("no error");
+        room.say(3, "peer.answer", json!({ "to": "a", "sdp": OFFER })).0.expect("no error");
+        room.say(1, "peer.offer", to("b")).0.expect("no error");
         let nothing = json!({ "to": "a", "sdp": "v=0\r\nm=video 0 UDP/TLS/RTP/SAVPF 96\r\n" });
         room.refused(3, "peer.answer", nothing, -32007, None);
     }
@@ -601,7 +601,7 @@ mod tests {
             room.enter(n, &format!("p{n}"));
         }
         room.refused(10, "peer.announce", json!({ "peer_id": "p10" }), -32001, None);
-        room.say(10, "peer.announce", json!({ "peer_id": "p10", "room": "other" })).0.unwrap();
+        room.say(10, "peer.announce", json!({ "peer_id": "p10", "room": "other" })).0.expect("no error");
         // Another name in the same room.
         let (_, news) = room.say(0, "peer.announce", json!({ "peer_id": "q" }));
         assert_eq!(news.iter().filter(|(_, text)| text == "peer.joined q").count(), 9);

@@ -189,7 +189,7 @@ mod tests {
 
     #[track_caller]
     fn check(said: &str, expected: Option<Value>) {
-        let mut got = answer(said, examples).map(|text| serde_json::from_str::<Value>(&text).unwrap());
+        let mut got = answer(said, examples).map(|text| serde_json::from_str::<Value>(&text).expect("JSON"));
         got.iter_mut().for_each(strip);
         assert_eq!(got, expected, "{said}");
     }
