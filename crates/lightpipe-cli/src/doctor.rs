@@ -25,6 +25,7 @@ pub(crate) fn run(flags: &DoctorFlags) -> anyhow::Result<ExitCode> {
         tcp(flags.port),
         udp(flags.port),
         interfaces(),
+        realtime(),
         encoder("H.264", |config| Ok(Box::new(OpenH264::new(config)?))),
         #[cfg(feature = "vpx")]
         encoder("VP8", |config| Ok(Box::new(lightpipe_codec::vp8::Vp8::new(config)?))),
@@ -85,6 +86,19 @@ fn interfaces() -> Finding {
         detail,
         help: "Viewers on other machines cannot reach this one: connect it to a network, or use --advertise.",
     }
+}
+
+/// A wish: without it streams work, with some milliseconds more on a busy machine.
+fn realtime() -> Finding {
+    let tried = std::thread::spawn(lightpipe_net::media::make_realtime).join();
+    let detail = match tried {
+        Ok(Ok(())) => "media threads go before all others".to_owned(),
+        Ok(Err(error)) => format!(
+            "not allowed ({error}): pictures may wait for busy neighbours; allow it with CAP_SYS_NICE, or LimitRTPRIO=1 in a systemd unit"
+        ),
+        Err(_) => "not known".to_owned(),
+    };
+    Finding { what: "real time", ok: true, detail, help: "" }
 }
 
 /// Encodes some pictures of noise and tells how fast.

@@ -72,6 +72,8 @@ pub struct ServerConfig {
     pub advertise: Vec<IpAddr>,
     /// Threads that move media; 0 is one per core, at most 8. Default 0.
     pub media_threads: usize,
+    /// Media threads go before all others of the machine, where the system allows it. Default true.
+    pub realtime: bool,
     /// New sessions per second and client address; bursts of four times that pass, 0 is no limit. Default 5.
     pub posts_per_second: u32,
 }
@@ -83,6 +85,7 @@ impl Default for ServerConfig {
             port: 8080,
             advertise: Vec::new(),
             media_threads: 0,
+            realtime: true,
             posts_per_second: 5,
         }
     }

@@ -406,6 +406,7 @@ fn start_engine(
         address,
         advertise: config.server.advertise.clone(),
         threads: config.server.media_threads,
+        realtime: config.server.realtime,
         estimate_bandwidth: config.webrtc.estimate_bandwidth,
         // Video takes 85 % of an estimate at most: the estimator must look for a little more than the stream itself.
         desired_bitrate_bps: config.simulcast.most_bps(&config.video) * 5 / 4,

@@ -269,9 +269,12 @@ pub(crate) async fn events(State(app): State<App>, Query(query): Query<EventsQue
 }
 
 pub(crate) async fn info(State(app): State<App>) -> Json<Value> {
+    let (threads, realtime) = app.engine.threads();
     Json(json!({
         "name": "lightpipe",
         "version": env!("CARGO_PKG_VERSION"),
+        "media_threads": threads,
+        "realtime_threads": realtime,
         "uptime_s": app.started.elapsed().as_secs_f64(),
     }))
 }
