@@ -92,7 +92,7 @@ fn interfaces() -> Finding {
 fn realtime() -> Finding {
     let tried = std::thread::spawn(lightpipe_net::media::make_realtime).join();
     let detail = match tried {
-        Ok(Ok(())) => "media threads go before all others".to_owned(),
+        Ok(Ok(())) => "media threads may go before all others".to_owned(),
         Ok(Err(error)) => format!(
             "not allowed ({error}): pictures may wait for busy neighbours; allow it with CAP_SYS_NICE, or LimitRTPRIO=1 in a systemd unit"
         ),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lightpipe_codec::{AudioContent, AudioEncoderConfig};
 use lightpipe_media::Size;
 use lightpipe_media::audio::SAMPLE_RATE_HZ;
+use lightpipe_net::media::Realtime;
 use serde::{Deserialize, Serialize};
 
 pub use crate::simulcast::{SimulcastConfig, SimulcastLayer};
@@ -72,8 +73,9 @@ pub struct ServerConfig {
     pub advertise: Vec<IpAddr>,
     /// Threads that move media; 0 is one per core, at most 8. Default 0.
     pub media_threads: usize,
-    /// Media threads go before all others of the machine, where the system allows it. Default true.
-    pub realtime: bool,
+    /// When media threads go before all others of the machine, where the system allows it: `auto` (from the first publisher on), `always`, `never`.
+    /// Default `auto`.
+    pub realtime: Realtime,
     /// New sessions per second and client address; bursts of four times that pass, 0 is no limit. Default 5.
     pub posts_per_second: u32,
 }
@@ -85,7 +87,7 @@ impl Default for ServerConfig {
             port: 8080,
             advertise: Vec::new(),
             media_threads: 0,
-            realtime: true,
+            realtime: Realtime::Auto,
             posts_per_second: 5,
         }
     }

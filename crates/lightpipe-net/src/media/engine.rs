@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,10 +16,9 @@ use lightpipe_rtc::{
 };
 use mio::{Poll, Waker};
 use tokio::sync::{oneshot, watch};
-use tracing::debug;
 
 use super::inbox::{Command, Inbox};
-use super::priority::make_realtime;
+use super::priority::{Priorities, Priority, Realtime};
 use super::publishers::NewPublisher;
 use super::routes::{Place, Registration};
 use super::socket::MediaSocket;
@@ -41,8 +40,8 @@ pub struct EngineConfig {
     pub advertise: Vec<IpAddr>,
     /// Media threads; 0: one per core, at most 8.
     pub threads: usize,
-    /// The media threads go before other threads where the system allows it.
-    pub realtime: bool,
+    /// When the media threads go before other threads.
+    pub realtime: Realtime,
     /// Estimate each viewer's bandwidth.
     pub estimate_bandwidth: bool,
     /// What a stream wants to send at best, bits per second.
@@ -133,7 +132,6 @@ pub struct MediaEngine {
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    realtime: Arc<AtomicUsize>,
     next_key: AtomicU64,
 }
 
@@ -167,23 +165,12 @@ impl MediaEngine {
             events: config.events.clone(),
             clock: config.clock,
             inboxes: inboxes.clone(),
+            priorities: Priorities::default(),
         });
-        let realtime = Arc::new(AtomicUsize::new(0));
         let mut handles = Vec::new();
         for (index, ((socket, poll), inbox)) in sockets.into_iter().zip(polls).zip(inboxes).enumerate() {
-            let worker = Worker::new(index, socket, poll, inbox, Arc::clone(&shared))?;
-            let (wanted, realtime) = (config.realtime, Arc::clone(&realtime));
-            let run = move || {
-                match wanted.then(make_realtime) {
-                    Some(Ok(())) => _ = realtime.fetch_add(1, Relaxed),
-                    Some(Err(error)) => {
-                        debug!(thread = index, %error, "no real-time priority; pictures may wait for busy neighbours");
-                    }
-                    None => {}
-                }
-                worker.run();
-            };
-            handles.push(std::thread::Builder::new().name(format!("media-{index}")).spawn(run)?);
+            let worker = Worker::new(index, socket, poll, inbox, Arc::clone(&shared), Priority::new(config.realtime))?;
+            handles.push(std::thread::Builder::new().name(format!("media-{index}")).spawn(move || worker.run())?);
         }
         let addresses = reachable_addresses(bound, &config.advertise);
         Ok(Self {
@@ -192,14 +179,13 @@ impl MediaEngine {
             addresses,
             shared,
             threads: Mutex::new(handles),
-            realtime,
             next_key: AtomicU64::new(1),
         })
     }
 
     /// Media threads, and how many of them have real-time priority.
     pub fn threads(&self) -> (usize, usize) {
-        (self.shared.inboxes.len(), self.realtime.load(Relaxed))
+        (self.shared.inboxes.len(), self.shared.priorities.realtime())
     }
 
     /// The UDP port.

@@ -16,6 +16,6 @@ mod worker;
 
 pub(crate) use engine::random_id;
 pub use engine::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError, interface_addresses};
-pub use priority::make_realtime;
+pub use priority::{Realtime, make_realtime};
 pub(crate) use table::public_part;
 pub use table::{EngineCounters, IncomingLayer, PeerInfo, Transport};

@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use super::engine::Phase;
 use super::inbox::{Command, Inbox, Pending, StreamOutlet};
 use super::layers::{self, Ladder};
+use super::priority::{Priorities, Priority};
 use super::publishers::Publishers;
 use super::routes::{Place, Registration, Routes};
 use super::socket::{MediaSocket, SendRun};
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) events: EventLog,
     pub(crate) clock: MediaClock,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
+    pub(super) priorities: Priorities,
 }
 
 pub(crate) struct Worker {
@@ -80,6 +82,7 @@ pub(crate) struct Worker {
     /// The socket may hold datagrams.
     readable: bool,
     stopping: bool,
+    priority: Priority,
 }
 
 struct Slot {
@@ -174,6 +177,7 @@ impl Worker {
         poll: Poll,
         inbox: Arc<Inbox>,
         shared: Arc<Shared>,
+        priority: Priority,
     ) -> io::Result<Self> {
         poll.registry().register(&mut socket.socket, SOCKET, Interest::READABLE)?;
         Ok(Self {
@@ -192,6 +196,7 @@ impl Worker {
             layers_at: Instant::now() + LAYERS_INTERVAL,
             readable: false,
             stopping: false,
+            priority,
         })
     }
 
@@ -200,6 +205,7 @@ impl Worker {
         let mut events = Events::with_capacity(8);
         let mut pending = Pending::default();
         while !(self.stopping && self.peers.is_empty() && self.publishers.is_empty()) {
+            self.priority.follow(&self.shared.priorities);
             let now = Instant::now();
             let mut next = self.timers.peek().map_or(self.stats_at, |Reverse((at, _))| (*at).min(self.stats_at));
             // Some peer's timer is nearly always sooner; only else is it worth looking for one with layers.
@@ -350,6 +356,7 @@ impl Worker {
                     publisher.refuse(&self.shared, DisconnectCause::Shutdown);
                 } else {
                     self.publishers.add(*publisher);
+                    self.shared.priorities.add_publisher();
                     let _ = self.publish(key, |publisher, now| publisher.tick(now));
                 }
             }
