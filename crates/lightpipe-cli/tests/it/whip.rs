@@ -33,6 +33,14 @@ async fn with_camera(kind: Kind) -> Browser {
     Browser::launch(kind, options).await.unwrap()
 }
 
+/// Whether the system lets us go before others, as the doctor says.
+fn may_be_realtime() -> bool {
+    let told = program().args(["doctor", "--json", "--port", "0"]).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let finding = told["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "real time");
+    !finding.unwrap()["detail"].as_str().unwrap().starts_with("not allowed")
+}
+
 /// Opens the publish page and goes live.
 async fn publish(browser: &Browser, server: &Server, stream: &str, codec: &str) -> Page {
     let page = browser.open(&server.url(&format!("/publish/{stream}"))).await.unwrap();
@@ -76,6 +84,9 @@ async fn is_seen_and_heard(publisher: Kind, codec: &str, expected: &str) {
     let publisher = peers.iter().find(|peer| peer["role"] == "publisher").unwrap();
     assert_eq!((&publisher["transport"], &publisher["stream"]), (&"whip".into(), &"live".into()), "{publisher}");
     assert!(publisher["received"]["pictures"].as_u64() > Some(60), "{publisher}");
+    let info = server.get("/api/v1/info").json();
+    let realtime = if may_be_realtime() { &info["media_threads"] } else { &serde_json::json!(0) };
+    assert_eq!(&info["realtime_threads"], realtime, "what is passed on waits for nobody: {info}");
 
     // Gone and back: the viewer keeps its session and sees the new picture.
     let session = watching.evaluate(&format!("{PLAYER}.sessionUrl")).await.unwrap();
