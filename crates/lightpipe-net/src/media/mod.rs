@@ -7,6 +7,7 @@ mod engine;
 mod inbox;
 mod incoming;
 mod layers;
+mod mutual;
 mod publishers;
 mod routes;
 mod socket;
@@ -15,5 +16,6 @@ mod worker;
 
 pub(crate) use engine::random_id;
 pub use engine::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError, interface_addresses};
+pub use mutual::{LinkOutlet, LinkState};
 pub(crate) use table::public_part;
 pub use table::{EngineCounters, IncomingLayer, PeerInfo, Transport};
