@@ -761,7 +761,7 @@ mod tests {
             if !self.server_up || std::mem::replace(&mut self.members[who].online, true) {
                 return;
             }
-            let data = |n: usize| json!({ "session": n });
+            let data = |n: usize| json!({ "session": n.to_string() });
             let others: Vec<usize> = (0..self.members.len()).filter(|n| *n != who && self.members[*n].online).collect();
             let present = others.iter().map(|n| (self.members[*n].id.clone(), data(*n))).collect();
             let (now, id) = (self.now, self.members[who].id.clone());
@@ -826,23 +826,29 @@ mod tests {
                         self.post(who, to, Mail::Answer(link, answer), 30);
                     }
                     Action::Renegotiate { peer, link, .. } => {
-                        let number = self.members[who].links[&link].number;
+                        let Some(Session { number, .. }) = self.members[who].links.get(&link).cloned() else {
+                            continue;
+                        };
                         let answer = sdp(&self.members[who].id, number);
                         let to = self.member(&peer);
                         self.post(who, to, Mail::Answer(link, answer), 30);
                     }
                     Action::Restart { peer, link } => {
-                        let number = self.members[who].links[&link].number;
+                        let Some(Session { number, .. }) = self.members[who].links.get(&link).cloned() else {
+                            continue;
+                        };
                         let offer = sdp(&self.members[who].id, number);
                         let to = self.member(&peer);
                         self.post(who, to, Mail::Offer(link, offer), 30);
                     }
                     Action::Accept { link, sdp: answer } => {
-                        let session = self.members[who].links.get_mut(&link).expect("a link");
-                        session.remote = session_of(&answer);
+                        if let Some(session) = self.members[who].links.get_mut(&link) {
+                            session.remote = session_of(&answer);
+                        }
                     }
                     Action::Close { link } => {
-                        let closed = self.members[who].links.remove(&link).expect("closed once");
+                        // The other side may have been quicker.
+                        let Some(closed) = self.members[who].links.remove(&link) else { continue };
                         if let Some((link, _)) = self.far_end(who, &closed) {
                             let far = closed.other;
                             if !self.is_cut(who, far) {
