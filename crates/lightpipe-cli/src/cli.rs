@@ -41,6 +41,17 @@ is connected to again.
 
 Exit codes: 0 ended as above; 2 wrong flags, file or environment; 3 the server refuses, or the output fails.";
 
+const JOIN_EXAMPLES: &str = "Examples:
+  lightpipe join --room lab --source camera --name ada
+  lightpipe join --room lab --source cube --url ws://media.example:8080/ws --json
+  lightpipe join --room lab --port 8090         watch the others at /watch/lab.NAME
+
+Stays until SIGINT or SIGTERM, or until --seconds are over. A server that comes back is joined again; connections to the others do not
+end with it.
+
+Exit codes: 0 ended as above; 2 wrong flags, file or environment; 3 the server refuses (the room is full, the name is taken) or cannot
+be reached, or the source cannot start.";
+
 const CHECK_WHIP_EXAMPLES: &str = "Examples:
   lightpipe check-whip https://media.example/whip/cam --token SECRET
   lightpipe check-whip http://127.0.0.1:8889/cam/whip --json
@@ -91,6 +102,9 @@ pub(crate) enum Command {
     /// Play a WHEP server's stream: into a file, or decoded to standard output.
     #[command(after_help = PLAY_EXAMPLES)]
     Play(PlayFlags),
+    /// Join a room: a connection to each of its members, both ways.
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(JoinFlags),
     /// List cameras and screens.
     Devices(DevicesFlags),
     /// Check ports, encoders, FFmpeg and clock, and say how to fix what is wrong.
@@ -242,6 +256,42 @@ pub(crate) struct PlayFlags {
     /// Write logs as JSON lines
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+/// Flags of `join`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JoinFlags {
+    /// The room: letters, digits, _ and -
+    #[arg(long)]
+    pub(crate) room: String,
+    /// Signalling of the room's server
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/ws", value_parser = signalling)]
+    pub(crate) url: http::Uri,
+    /// Our name in the room, which nobody else may have: letters, digits, _ and -; one by chance if not given
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// End so many seconds after the room was joined
+    #[arg(long, value_parser = seconds)]
+    pub(crate) seconds: Option<f64>,
+    /// Say each line of standard input to everybody, on the data channel for chat
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Print events, and figures each second, on standard output as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// As of `serve`. With --port the pages are served there, too, where the others can be watched as ROOM.NAME
+    #[command(flatten)]
+    pub(crate) serve: ServeFlags,
+}
+
+/// A ws URL, complete.
+fn signalling(text: &str) -> Result<http::Uri, String> {
+    let url: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match url.scheme_str() {
+        Some("ws") if url.host().is_some_and(|host| !host.is_empty()) => Ok(url),
+        Some("wss") => Err("signalling over TLS is not there yet; ws:// it is".into()),
+        _ => Err("signalling begins with ws://, as ws://127.0.0.1:8080/ws".into()),
+    }
 }
 
 /// Flags of `devices`.

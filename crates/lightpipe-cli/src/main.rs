@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod devices;
 mod doctor;
+mod join;
 mod lab;
 mod output;
 mod play;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(&flags),
         Some(Command::Publish(flags)) => publish::run(&flags),
         Some(Command::Play(flags)) => play::run(&flags),
+        Some(Command::Join(flags)) => join::run(&flags),
         Some(Command::Devices(flags)) => devices::run(&flags),
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::CheckWhip(flags)) => check::whip(&flags),

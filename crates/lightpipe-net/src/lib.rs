@@ -16,7 +16,10 @@ pub mod media;
 pub mod record;
 mod registry;
 
-pub use client::{Client, ClientConfig, ClientState, ClientStatus, Clients};
+pub use client::{
+    Client, ClientConfig, ClientState, ClientStatus, Clients, Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle,
+    MeshPeer,
+};
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};
 pub use record::{FileRecorder, RecordError, RecordOptions, RecordStats};

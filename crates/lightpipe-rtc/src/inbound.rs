@@ -134,6 +134,11 @@ impl Inbound {
         }
     }
 
+    /// The same line, whose sender takes another codec from now on.
+    pub(crate) fn in_codec(&self, codec: VideoCodec) -> Self {
+        Self { counters: self.counters, ..Self::new(self.mid, codec) }
+    }
+
     /// Whether a packet of this SSRC would begin another stream than the one so far.
     pub(crate) fn changes_source(&self, ssrc: Ssrc) -> bool {
         self.ssrc.is_some_and(|current| current != ssrc)

@@ -4,6 +4,7 @@
 //! and the next wake-up time come out. There is no socket, no task and no clock in here, so the same code runs behind
 //! the media workers and in virtual time over a simulated network.
 
+mod channels;
 mod climb;
 mod collapse;
 pub mod control;
@@ -11,6 +12,7 @@ pub mod demux;
 #[cfg(feature = "rsa")]
 mod dtls;
 mod inbound;
+mod intake;
 mod layers;
 mod negotiate;
 mod pacer;
@@ -20,10 +22,14 @@ pub mod receiver;
 mod session;
 mod simulcast;
 
+pub use channels::{
+    ChannelError, ChannelEvent, ChannelInit, Delivery, MAX_BUFFERED, MAX_CHANNELS, MAX_MESSAGE_LEN, Message,
+};
+pub use intake::{Offered, Published, ReceivedLayer};
 pub use layers::{LayerState, LayerUse};
 pub use negotiate::{AnswerError, Candidate, CandidateError, MAX_CANDIDATES, MAX_MEDIA_LINES, MAX_SDP_LEN, OfferError};
 pub use peer::{Counters, EncodingCounters, Input, Peer, Sent, SentLayer, Tracks};
-pub use publisher::{Offered, Published, Publisher, ReceivedLayer};
+pub use publisher::Publisher;
 pub use session::{Credentials, DisconnectCause, GuardStep, Identity, Output, PeerConfig, PeerError, PeerEvent};
 pub use simulcast::MAX_LAYERS;
 

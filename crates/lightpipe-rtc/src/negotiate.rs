@@ -283,6 +283,17 @@ pub(crate) fn published_codec(offer: &str, prefer: Option<VideoCodec>) -> Option
     prefer.filter(|codec| codecs.contains(codec)).or_else(|| codecs.first().copied())
 }
 
+/// The codec of pictures that we carry, by the engine's name.
+pub(crate) const fn ours(codec: Codec) -> Option<VideoCodec> {
+    match codec {
+        Codec::H264 => Some(VideoCodec::H264),
+        Codec::Vp8 => Some(VideoCodec::Vp8),
+        Codec::Vp9 => Some(VideoCodec::Vp9),
+        Codec::Av1 => Some(VideoCodec::Av1),
+        _ => None,
+    }
+}
+
 /// The engine with one more codec, and the payload types that it has in offers of ours.
 pub(crate) fn with_codec(mut config: RtcConfig, codec: VideoCodec) -> RtcConfig {
     match codec {
@@ -437,6 +448,22 @@ pub(crate) fn without_pictures(answer: &str) -> String {
             in_video = line.starts_with("m=video");
         }
         if in_video && line.trim_end() == "a=sendonly" { "a=inactive\r\n".to_owned() } else { line.to_owned() }
+    };
+    answer.split_inclusive('\n').map(line).collect()
+}
+
+/// Says in an answer that we only receive, of the kinds that we have nothing to send of: the engine answers every offer to receive.
+pub(crate) fn receiving_only(answer: &str, video: bool, audio: bool) -> String {
+    let mut here = false;
+    let line = |line: &str| {
+        if line.starts_with("m=") {
+            here = (video && line.starts_with("m=video")) || (audio && line.starts_with("m=audio"));
+        }
+        match line.trim_end() {
+            "a=sendrecv" if here => "a=recvonly\r\n".to_owned(),
+            "a=sendonly" if here => "a=inactive\r\n".to_owned(),
+            _ => line.to_owned(),
+        }
     };
     answer.split_inclusive('\n').map(line).collect()
 }

@@ -2,6 +2,7 @@
 //! [`crate::session`].
 
 mod encodings;
+mod mutual;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::{demux, simulcast};
 
 use self::encodings::Encodings;
 pub use self::encodings::{EncodingCounters, SentLayer};
+use self::mutual::Mutual;
 
 /// Packets kept for retransmission. Covers [`RTX_CACHE_AGE`] of a 6 Mbit/s stream; payloads are shared between viewers, so an
 /// entry costs its header only.
@@ -214,6 +216,8 @@ pub struct Peer {
     /// What sound takes of the network, bits per second.
     audio_bps: f64,
     channel: Option<ChannelId>,
+    /// What comes, where both sides send.
+    mutual: Option<Box<Mutual>>,
     /// Nothing was sent since the last input.
     idle_turn: bool,
     /// Media packets that the engine was given and has not sent.
@@ -356,6 +360,9 @@ impl Peer {
     /// Takes the answer to [`Self::offer`]. A track that the other side does not take is not sent; none at all is an error, and so is
     /// a second answer.
     pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {
+        if self.mutual.is_some() {
+            return self.accept_mutual_answer(answer, now);
+        }
         self.session.accept_answer(answer)?;
         self.session.begin_as_client(now);
         let mids = negotiate::mids_of(self.session.offered());
@@ -390,6 +397,7 @@ impl Peer {
             last_timestamp: None,
             audio_bps: 0.0,
             channel: None,
+            mutual: None,
             idle_turn: false,
             in_engine: 0,
             engine_now: now,
@@ -412,30 +420,47 @@ impl Peer {
         let video =
             self.tracks.video.filter(|_| one).and_then(|codec| negotiate::video_line(&self.session.rtc, mids, codec));
         let audio = if self.tracks.audio { negotiate::audio_line(&self.session.rtc, mids) } else { None };
+        let is_open = |open: &Option<Outgoing>, line: &Option<SendLine>| {
+            open.as_ref()
+                .is_some_and(|open| line.is_some_and(|line| line.mid == open.line.mid && line.pt == open.line.pt))
+        };
+        let (keeps_video, keeps_audio) = (is_open(&self.video, &video), is_open(&self.audio, &audio));
         let mut direct = self.session.rtc.direct_api();
-        self.video = video.and_then(|line| {
+        let new_video = video.filter(|_| !keeps_video).and_then(|line| {
             let stream = direct.stream_tx_by_mid(line.mid, None)?;
             stream.set_unpaced(true); // Our pacer paces; the engine's would hold an IDR back for hundreds of milliseconds.
             stream.set_rtx_cache(RTX_CACHE_PACKETS, RTX_CACHE_AGE, Some(RTX_RATIO_CAP));
             Some(Outgoing::new(line, stream.ssrc(), VIDEO_CLOCK_RATE_HZ))
         });
-        self.audio = audio.and_then(|line| {
+        let new_audio = audio.filter(|_| !keeps_audio).and_then(|line| {
             let stream = direct.stream_tx_by_mid(line.mid, None)?;
             stream.set_unpaced(true);
             Some(Outgoing::new(line, stream.ssrc(), SAMPLE_RATE_HZ))
         });
+        if !keeps_video {
+            self.video = new_video;
+        }
+        if !keeps_audio {
+            self.audio = new_audio;
+        }
     }
 
     /// Accepts a new offer for the same session (renegotiation, or an ICE restart by a whole offer).
     pub fn reoffer(&mut self, offer: &str) -> Result<String, PeerError> {
         let parsed = negotiate::parse_offer(offer)?;
         let answer = self.session.accept_offer(parsed, offer)?;
+        if self.mutual.is_some() {
+            self.open_mutual(&answer, offer);
+        }
         Ok(self.told(&answer))
     }
 
     /// The engine's answer as the viewer gets it.
     fn told(&self, answer: &str) -> String {
         let answer = negotiate::in_one_stream(answer);
+        if self.mutual.is_some() {
+            return negotiate::receiving_only(&answer, self.tracks.video.is_none(), !self.tracks.audio);
+        }
         if self.tracks.video.is_some() { answer } else { negotiate::without_pictures(&answer) }
     }
 
@@ -574,6 +599,9 @@ impl Peer {
                 if was_silent {
                     self.layers.interrupt(now);
                 }
+                if let Some(mutual) = &mut self.mutual {
+                    mutual.intake.look_at(payload, &mut self.session.rtc);
+                }
             }
             Input::Media(unit) => self.on_picture(now, unit, 0)?,
             Input::Layer(unit, layer) => self.on_picture(now, unit, layer)?,
@@ -582,7 +610,12 @@ impl Peer {
                     self.advance(now)?;
                 }
             }
-            Input::Tick => self.advance(now)?,
+            Input::Tick => {
+                if let Some(mutual) = &mut self.mutual {
+                    mutual.intake.tick(now, self.config.clock, &mut self.session.rtc);
+                }
+                self.advance(now)?;
+            }
         }
         self.look_at_layers(now);
         let was_silent = self.session.is_silent();
@@ -618,6 +651,9 @@ impl Peer {
                         && at <= now + ENGINE_TURNS
                         && self.session.rtc.last_timeout_reason() == Reason::Pacer(PacerReason::Immediate);
                     if !turn {
+                        if self.flush_channels() {
+                            continue;
+                        }
                         return Output::WakeAt(self.next_wake(now, at));
                     }
                     self.idle_turn = true;
@@ -625,6 +661,13 @@ impl Peer {
                 }
             }
         }
+    }
+
+    /// Gives the engine messages that it has room for. True when it took some, and has more to do.
+    fn flush_channels(&mut self) -> bool {
+        let open = self.session.is_open();
+        let Some(mutual) = self.mutual.as_mut().filter(|_| open) else { return false };
+        mutual.channels.flush(&mut self.session.rtc)
     }
 
     fn on_sent(&mut self, now: Instant, datagram: &[u8]) {
@@ -673,7 +716,8 @@ impl Peer {
         if open && !self.is_probing(now) && can_wait(reason) {
             at = self.next_shared_turn(at);
         }
-        let pace = self.pacer.wake_at().into_iter().chain(self.encodings.wake_at()).min();
+        let gaps = self.mutual.as_ref().and_then(|mutual| mutual.intake.wake_at());
+        let pace = self.pacer.wake_at().into_iter().chain(self.encodings.wake_at()).chain(gaps).min();
         at.min(pace.filter(|_| open).unwrap_or(at)).min(self.session.wake_at().unwrap_or(at))
     }
 
@@ -869,11 +913,28 @@ impl Peer {
                     self.counters.audio_loss = stats.loss.or(self.counters.audio_loss);
                 }
             }
+            str0m::Event::RtpPacket(packet) => {
+                if let Some(mutual) = &mut self.mutual {
+                    mutual.intake.on_packet(now, packet, self.config.clock, &mut self.session.rtc);
+                }
+            }
             str0m::Event::ChannelOpen(id, label) if label == control::LABEL => self.channel = Some(id),
             str0m::Event::ChannelClose(id) if self.channel == Some(id) => self.channel = None,
             str0m::Event::ChannelData(data) if self.channel == Some(data.id) => {
                 self.on_page_message(now, FromPage::parse(&data.data));
             }
+            event => self.on_channel_event(now, event),
+        }
+    }
+
+    /// Channels of a connection between equals; a viewer has none but ours.
+    fn on_channel_event(&mut self, now: Instant, event: str0m::Event) {
+        let Some(Mutual { channels, .. }) = self.mutual.as_deref_mut() else { return };
+        let rtc = &mut self.session.rtc;
+        match event {
+            str0m::Event::ChannelOpen(id, label) => channels.on_open(id, label, rtc),
+            str0m::Event::ChannelClose(id) => channels.on_close(id),
+            str0m::Event::ChannelData(data) => channels.on_data(now, data, rtc),
             _ => {}
         }
     }

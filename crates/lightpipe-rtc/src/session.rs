@@ -18,6 +18,7 @@ use str0m::config::DtlsCert;
 use str0m::net::{Protocol, Receive};
 use str0m::{IceConnectionState, IceCreds, Rtc, RtcConfig};
 
+use crate::channels::ChannelError;
 use crate::demux;
 use crate::layers::LayerUse;
 use crate::negotiate::{self, AnswerError, Candidate, CandidateError, MAX_CANDIDATES, OfferError};
@@ -239,6 +240,9 @@ pub enum PeerError {
     /// A candidate was refused.
     #[error(transparent)]
     Candidate(#[from] CandidateError),
+    /// A data channel could not be had.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
     /// Bytes that do not belong to this peer; count and ignore.
     #[error("datagram does not belong to this session")]
     NotMine,
@@ -328,6 +332,8 @@ impl Session {
 
     /// Takes the other side's offer, the first or a later one; answers with the engine's answer.
     pub(crate) fn accept_offer(&mut self, parsed: SdpOffer, offer: &str) -> Result<String, OfferError> {
+        // Theirs takes the place of ours, if there is one under way (RFC 3264 §4; JSEP calls it a rollback).
+        self.pending = None;
         let answer = self.rtc.sdp_api().accept_offer(parsed).map_err(|e| OfferError::Malformed(e.to_string()))?;
         offer.clone_into(&mut self.offer);
         self.candidates = count_candidates(offer);
@@ -353,8 +359,13 @@ impl Session {
 
     /// A server answered now: its time to connect begins, and its silence counts.
     pub(crate) fn begin_as_client(&mut self, now: Instant) {
-        (self.created, self.heard) = (now, now);
+        self.begin(now);
         self.silence = Silence::End;
+    }
+
+    /// The other side answered now: its time to connect begins.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        (self.created, self.heard) = (now, now);
     }
 
     /// The other side is a viewer, for which media rests while it is silent.

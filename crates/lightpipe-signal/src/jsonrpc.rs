@@ -108,6 +108,68 @@ pub fn notification(method: &str, params: &Value) -> String {
     json!({ "jsonrpc": "2.0", "method": method, "params": params }).to_string()
 }
 
+/// A request of ours.
+pub fn request(id: u64, method: &str, params: &Value) -> String {
+    json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string()
+}
+
+/// What a server says to us.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard {
+    /// It tells something by itself.
+    Notification {
+        /// Its name.
+        method: String,
+        /// An object or an array; null without any.
+        params: Value,
+    },
+    /// It answers a request of ours.
+    Answer {
+        /// Which one.
+        id: u64,
+        /// The result, or why there is none.
+        result: Result<Value, Refusal>,
+    },
+}
+
+/// Why the other side refused a call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct Refusal {
+    /// As in [`RpcError::code`].
+    pub code: i32,
+    /// For people.
+    pub message: String,
+    /// A word for programs, where one code has several causes.
+    pub cause: Option<String>,
+}
+
+/// Reads what a server says; whatever is no JSON-RPC, or an answer to nobody's question, is left out.
+pub fn heard(text: &str) -> Vec<Heard> {
+    match serde_json::from_str(text) {
+        Ok(Value::Array(messages)) => messages.into_iter().take(MAX_BATCH).filter_map(heard_one).collect(),
+        Ok(message) => heard_one(message).into_iter().collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn heard_one(mut message: Value) -> Option<Heard> {
+    let object = message.as_object_mut()?;
+    if let Some(Value::String(method)) = object.remove("method") {
+        return Some(Heard::Notification { method, params: object.remove("params").unwrap_or_default() });
+    }
+    let id = object.get("id")?.as_u64()?;
+    let result = match object.remove("error") {
+        None => Ok(object.remove("result")?),
+        Some(error) => Err(Refusal {
+            code: i32::try_from(error.get("code")?.as_i64()?).ok()?,
+            message: error.get("message").and_then(Value::as_str).unwrap_or_default().chars().take(256).collect(),
+            cause: error.get("data").and_then(|data| data.get("cause")).and_then(Value::as_str).map(str::to_owned),
+        }),
+    };
+    Some(Heard::Answer { id, result })
+}
+
 fn one(value: Value, handle: &mut impl FnMut(&Call) -> Result<Value, RpcError>) -> Option<Value> {
     // We ask nothing, so an answer is to somebody else's question; to answer it would begin a quarrel.
     if value.get("method").is_none() && (value.get("result").is_some() || value.get("error").is_some()) {
@@ -258,6 +320,24 @@ mod tests {
         check(r#"{"jsonrpc":"2.0","result":19,"id":1}"#, None);
         check(r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"x"},"id":1}"#, None);
         refused(&format!("[{}]", vec!["1"; MAX_BATCH + 1].join(",")), -32600, Value::Null);
+    }
+
+    #[test]
+    fn what_a_server_says_is_an_answer_or_news() {
+        let news = Heard::Notification { method: "peer.joined".into(), params: json!({ "peer_id": "a" }) };
+        assert_eq!(heard(&notification("peer.joined", &json!({ "peer_id": "a" }))), [news.clone()]);
+        assert_eq!(heard(r#"{"jsonrpc":"2.0","id":7,"result":{}}"#), [Heard::Answer { id: 7, result: Ok(json!({})) }]);
+        let refused = RpcError::invalid_params("taken").because("peer_id_taken");
+        let refusal = Refusal { code: -32602, message: "taken".into(), cause: Some("peer_id_taken".into()) };
+        let text = response(&json!(7), Err(refused)).to_string();
+        assert_eq!(heard(&text), [Heard::Answer { id: 7, result: Err(refusal) }]);
+        let batch = format!("[{},{text},7]", notification("peer.joined", &json!({ "peer_id": "a" })));
+        assert_eq!(heard(&batch).len(), 2);
+        for text in ["", "7", "[]", "{}", r#"{"id":"x","result":1}"#, r#"{"id":1,"error":7}"#, r#"{"id":1}"#] {
+            assert_eq!(heard(text), [], "{text}");
+        }
+        let call: Value = serde_json::from_str(&request(3, "peer.list", &Value::Null)).expect("JSON");
+        assert_eq!((&call["id"], &call["method"]), (&json!(3), &json!("peer.list")));
     }
 
     #[test]

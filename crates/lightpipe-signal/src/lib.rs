@@ -4,6 +4,7 @@
 
 pub mod conference;
 pub mod jsonrpc;
+pub mod mesh;
 pub mod message;
 pub mod reconnect;
 pub mod room;

@@ -27,6 +27,9 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use frames::{AudioSender, FrameSender, SoundError};
 pub use lightpipe_media::frame::FrameError;
 pub use lightpipe_media::{Event, EventKind, EventLog, PixelFormat, Size};
-pub use lightpipe_net::{Client, ClientState, ClientStatus};
+pub use lightpipe_net::{
+    Client, ClientState, ClientStatus, Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer,
+};
+pub use lightpipe_rtc::{ChannelError, ChannelEvent, ChannelInit, Delivery, Message};
 pub use server::{Server, ServerError};
 pub use spec::{NamedSource, SourceSpec, SpecError};

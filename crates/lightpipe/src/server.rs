@@ -6,9 +6,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lightpipe_codec::CpuBudget;
 use lightpipe_media::{EventLog, FramePool, FrameQueue, MediaClock, Size, Stream, VideoCodec};
+use lightpipe_net::client::wait_for_tracks;
 use lightpipe_net::{
-    Client, ClientConfig, Clients, EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, NameTaken,
-    PublishConfig, Streams,
+    Client, ClientConfig, Clients, EngineConfig, HttpConfig, HttpServer, IceServer, MediaEngine, Mesh, MeshConfig,
+    MeshError, NameTaken, PublishConfig, Streams,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -21,6 +22,9 @@ use crate::spec::{NamedSource, SourceSpec, SpecError, stream_name};
 
 /// How long open HTTP requests may take to finish at the end.
 const HTTP_STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a room waits for what we publish in it.
+const TRACKS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a server or one of its streams did not start.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,9 @@ pub enum ServerError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A room could not be joined.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// Threads or a runtime could not be started.
     #[error("cannot start: {0}")]
     Start(#[source] std::io::Error),
@@ -254,6 +261,28 @@ impl Server {
         config.simulcast = self.config.simulcast.push;
         self.start_client(|| Client::publish(Arc::clone(&self.engine), found, config))
             .ok_or_else(|| ServerError::NoStream(stream.to_owned()))
+    }
+
+    /// Joins a room of somebody's server (or of ours), and publishes a stream in it, if one is named. What the others send is among
+    /// [`Self::streams`] as `ROOM.PEER`. Resolves when the room's server has let us in, or refused. The announcement waits up to 5 s until each of the stream's
+    /// tracks gives something.
+    pub async fn join(&self, publish: Option<&str>, config: MeshConfig) -> Result<Mesh, ServerError> {
+        let find = |name: &str| self.streams.find(name).ok_or_else(|| ServerError::NoStream(name.to_owned()));
+        let publish = publish.map(find).transpose()?;
+        let stopped = || MeshError::Gone;
+        let handle = {
+            let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+            runtime.as_ref().ok_or_else(stopped)?.handle().clone()
+        };
+        let (engine, streams) = (Arc::clone(&self.engine), self.streams.clone());
+        // On the server's own runtime, which may outlive the caller's.
+        let joined = handle.spawn(async move {
+            if let Some(stream) = &publish {
+                wait_for_tracks(Arc::clone(stream), TRACKS_LIMIT).await;
+            }
+            Mesh::join(engine, publish, streams, config).await
+        });
+        Ok(joined.await.unwrap_or(Err(MeshError::Gone))?)
     }
 
     /// None when the server has stopped.

@@ -27,6 +27,7 @@ mod lab;
 mod layers;
 mod lifecycle;
 mod lossy;
+mod mesh;
 mod metrics;
 mod mic;
 mod netlab;

@@ -10,6 +10,7 @@
 
 mod http;
 mod machine;
+pub mod mesh;
 pub mod reference;
 mod session;
 mod signaling;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use self::http::{HttpError, tls};
+pub use self::mesh::{Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer};
 pub use self::session::WebRtcSession;
 pub use self::signaling::{Accepted, HttpSignaling, Reply, SignalingError, WhipSignaling};
 pub use self::status::{ClientState, ClientStatus};
@@ -246,7 +248,7 @@ impl Outlet for Waker {
 }
 
 /// Resolves when each track of the stream gave something, or one did and `limit` is over.
-async fn wait_for_tracks(stream: Arc<Stream>, limit: Duration) {
+pub async fn wait_for_tracks(stream: Arc<Stream>, limit: Duration) {
     let _awake = stream.subscribe(Arc::new(Waker));
     let before = stream.stats();
     let started = tokio::time::Instant::now();

@@ -11,13 +11,14 @@ use lightpipe_media::stream::SimulcastLayer;
 use lightpipe_media::{EventLog, Histogram, MediaClock, Stream, VideoCodec};
 use lightpipe_rtc::receiver::ReceiverCounters;
 use lightpipe_rtc::{
-    Candidate, Counters, Credentials, DisconnectCause, Identity, OfferError, Offered, Peer, PeerConfig, PeerError,
-    Publisher, Tracks,
+    Candidate, ChannelInit, Counters, Credentials, DisconnectCause, Identity, Message, OfferError, Offered, Peer,
+    PeerConfig, PeerError, Publisher, Tracks,
 };
 use mio::{Poll, Waker};
 use tokio::sync::{oneshot, watch};
 
 use super::inbox::{Command, Inbox};
+use super::mutual::{LinkOutlet, Mutual};
 use super::priority::{Priorities, Priority, Realtime};
 use super::publishers::NewPublisher;
 use super::routes::{Place, Registration};
@@ -261,16 +262,29 @@ impl MediaEngine {
 
     fn take_in(
         &self,
-        mut peer: Peer,
+        peer: Peer,
         sdp: String,
         stream: &Arc<Stream>,
         transport: Transport,
         created: Instant,
     ) -> NewSession {
+        self.take_in_with(peer, sdp, stream, transport, None, created)
+    }
+
+    fn take_in_with(
+        &self,
+        mut peer: Peer,
+        sdp: String,
+        stream: &Arc<Stream>,
+        transport: Transport,
+        mutual: Option<Mutual>,
+        created: Instant,
+    ) -> NewSession {
         let (key, id, registration) = self.enrol(peer.local_credentials().ufrag);
         let (phase, phases) = Phases::new();
-        self.enter(key, &id, stream, transport, created, None);
-        let viewer = Viewer { key, id: id.clone(), peer, stream: Arc::clone(stream), created, registration, phase };
+        self.enter(key, &id, stream, transport, created, peer.received());
+        let stream = Arc::clone(stream);
+        let viewer = Viewer { key, id: id.clone(), peer, stream, mutual, created, registration, phase };
         self.command(key, Command::Add(Box::new(viewer)));
         NewSession { id, key, sdp, phase: phases }
     }
@@ -329,6 +343,73 @@ impl MediaEngine {
         let publisher = NewPublisher { key, id: id.clone(), publisher, stream, created, registration, phase };
         self.command(key, Command::AddPublisher(Box::new(publisher)));
         NewSession { id, key, sdp, phase: phases }
+    }
+
+    /// Offers a connection between equals: `sends` goes there, what comes from there feeds `receives`, and these data channels are opened.
+    /// [`Self::accept_answer`] comes next.
+    pub fn offer_mutual(
+        &self,
+        sends: &Arc<Stream>,
+        receives: &Arc<Stream>,
+        channels: &[ChannelInit],
+        outlet: Arc<dyn LinkOutlet>,
+    ) -> Result<NewSession, ViewerError> {
+        let created = Instant::now();
+        let tracks = Tracks { video: sends.has_video().then(|| sends.codec()), audio: sends.has_audio() };
+        let (peer, offer) = Peer::offer_mutual(self.peer_config(), tracks, channels, created)?;
+        let mutual = Mutual::new(Arc::clone(receives), outlet, created);
+        Ok(self.take_in_with(peer, offer, sends, Transport::Mesh, Some(mutual), created))
+    }
+
+    /// Answers such an offer, in the codec of `sends` or in that of an alternative where the offer has only that.
+    pub fn answer_mutual(
+        &self,
+        sends: &Arc<Stream>,
+        receives: &Arc<Stream>,
+        offer: &str,
+        channels: &[ChannelInit],
+        outlet: Arc<dyn LinkOutlet>,
+    ) -> Result<NewSession, ViewerError> {
+        let created = Instant::now();
+        let audio = sends.has_audio();
+        let codings = std::iter::once(Arc::clone(sends)).chain(sends.alternatives());
+        let mut refused = None;
+        for stream in codings {
+            let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio };
+            match Peer::answer_mutual(self.peer_config(), offer, tracks, channels, created) {
+                Ok((peer, answer)) => {
+                    let mutual = Mutual::new(Arc::clone(receives), outlet, created);
+                    mutual.begin(&peer);
+                    return Ok(self.take_in_with(peer, answer, &stream, Transport::Mesh, Some(mutual), created));
+                }
+                Err(error @ PeerError::Offer(OfferError::NoCommonCodec { .. })) => {
+                    refused.get_or_insert(error);
+                }
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Err(refused.map_or(ViewerError::Gone, ViewerError::from))
+    }
+
+    /// An offer of new ICE credentials for a connection between equals; [`Self::accept_answer`] comes next, or [`Self::reoffer`] in its place.
+    pub async fn restart_offer(&self, key: u64) -> Result<String, ViewerError> {
+        let (reply, offer) = oneshot::channel();
+        self.command(key, Command::RestartOffer { key, reply });
+        Ok(offer.await.map_err(|_| ViewerError::Gone)??)
+    }
+
+    /// Gives a data channel of a connection between equals a message; what the channel holds with it, bytes.
+    pub async fn send_message(&self, key: u64, label: String, message: Message) -> Result<usize, ViewerError> {
+        let (reply, taken) = oneshot::channel();
+        self.command(key, Command::Message { key, label, message, reply });
+        Ok(taken.await.map_err(|_| ViewerError::Gone)?.map_err(PeerError::from)?)
+    }
+
+    /// Opens a data channel on a connection between equals.
+    pub async fn open_channel(&self, key: u64, init: ChannelInit) -> Result<(), ViewerError> {
+        let (reply, opened) = oneshot::channel();
+        self.command(key, Command::OpenChannel { key, init, reply });
+        Ok(opened.await.map_err(|_| ViewerError::Gone)?.map_err(PeerError::from)?)
     }
 
     /// Enters a new session into the table of peers. `received` of one that sends to us.

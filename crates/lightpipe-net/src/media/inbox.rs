@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream};
-use lightpipe_rtc::{Candidate, Credentials, DisconnectCause, PeerError};
+use lightpipe_rtc::{Candidate, ChannelError, ChannelInit, Credentials, DisconnectCause, Message, PeerError};
 use tokio::sync::oneshot;
 
 use super::publishers::NewPublisher;
@@ -44,6 +44,21 @@ pub(crate) enum Command {
         answer: String,
         reply: oneshot::Sender<Result<(), PeerError>>,
     },
+    RestartOffer {
+        key: u64,
+        reply: oneshot::Sender<Result<String, PeerError>>,
+    },
+    Message {
+        key: u64,
+        label: String,
+        message: Message,
+        reply: oneshot::Sender<Result<usize, ChannelError>>,
+    },
+    OpenChannel {
+        key: u64,
+        init: ChannelInit,
+        reply: oneshot::Sender<Result<(), ChannelError>>,
+    },
     ChooseLayer {
         key: u64,
         rid: Option<String>,
@@ -63,7 +78,8 @@ pub(crate) struct Pending {
     pub(crate) units: VecDeque<(Arc<Stream>, Arc<AccessUnit>)>,
     pub(crate) audio: VecDeque<(Arc<Stream>, Arc<AudioPacket>)>,
     pub(crate) datagrams: VecDeque<(SocketAddr, SocketAddr, Vec<u8>)>,
-    /// Unbounded by itself; bounded by who sends: one per HTTP request or message, which are limited.
+    /// Unbounded by itself; bounded by who sends: one per HTTP request or message, which are limited; of messages for data
+    /// channels one per sender, which waits for its reply.
     pub(crate) commands: VecDeque<Command>,
 }
 

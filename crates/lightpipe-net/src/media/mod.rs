@@ -7,6 +7,7 @@ mod engine;
 mod inbox;
 mod incoming;
 mod layers;
+mod mutual;
 mod priority;
 mod publishers;
 mod routes;
@@ -16,6 +17,7 @@ mod worker;
 
 pub(crate) use engine::random_id;
 pub use engine::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError, interface_addresses};
+pub use mutual::{LinkOutlet, LinkState};
 pub use priority::{Realtime, make_realtime};
 pub(crate) use table::public_part;
 pub use table::{EngineCounters, IncomingLayer, PeerInfo, Transport};

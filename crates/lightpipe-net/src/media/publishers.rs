@@ -44,13 +44,69 @@ impl NewPublisher {
 
 struct Slot {
     new: NewPublisher,
-    incoming: Incoming,
+    arrivals: Arrivals,
     wake_at: Instant,
     connected: bool,
+}
+
+/// What comes from the other side of a session, on its way to a stream.
+pub(super) struct Arrivals {
+    pub(super) stream: Arc<Stream>,
+    incoming: Incoming,
     /// A picture or sound came.
     live: bool,
     /// When one came last.
     gave: Instant,
+}
+
+impl Arrivals {
+    /// Into a stream that may have had another source before; in these layers, if there are several.
+    pub(super) fn new(stream: Arc<Stream>, layers: &[String], created: Instant) -> Self {
+        Self { incoming: Incoming::new(&stream, layers, created), stream, live: false, gave: created }
+    }
+
+    /// One picture, or one frame of sound.
+    pub(super) fn publish(&mut self, now: Instant, published: Published, shared: &Shared) {
+        self.gave = now;
+        if let Published::Picture { unit, .. } = &published
+            && unit.codec != self.stream.codec()
+        {
+            // The sender may choose among what was agreed.
+            self.stream.set_tracks(Some(unit.codec), self.stream.has_audio());
+        }
+        if !std::mem::replace(&mut self.live, true) {
+            self.stream.set_health(Health::Live);
+            let at = shared.clock.at(now);
+            shared.events.push(at, self.stream.name(), EventKind::FirstFrameIngested);
+            let codec = self.stream.has_video().then(|| self.stream.codec());
+            shared.events.push(at, self.stream.name(), EventKind::TrackActive { codec, rid: None });
+        }
+        match published {
+            Published::Picture { layer, unit } => self.incoming.publish(now, layer, &unit),
+            Published::Sound(packet) => self.stream.publish_audio(&packet, None),
+        }
+    }
+
+    /// The layers of which a keyframe is wanted now.
+    pub(super) fn wanted_keyframes(&mut self, now: Instant, shared: &Shared) -> Vec<usize> {
+        self.incoming.wanted_keyframes(now, shared.clock.at(now))
+    }
+
+    /// Once a second; answers which layers come.
+    pub(super) fn look(&mut self, now: Instant) -> Vec<bool> {
+        self.incoming.look(now);
+        self.incoming.coming(now)
+    }
+
+    /// When something came last.
+    pub(super) const fn gave(&self) -> Instant {
+        self.gave
+    }
+
+    /// Nothing more comes.
+    pub(super) fn fail(&self, reason: &str) {
+        self.incoming.fail(reason);
+    }
 }
 
 /// The publishers of one thread, by key.
@@ -93,8 +149,8 @@ impl Publishers {
     }
 
     pub(crate) fn add(&mut self, new: NewPublisher) {
-        let incoming = Incoming::new(&new.stream, &new.publisher.offered().layers, new.created);
-        let slot = Slot { wake_at: new.created, gave: new.created, new, incoming, connected: false, live: false };
+        let arrivals = Arrivals::new(Arc::clone(&new.stream), &new.publisher.offered().layers, new.created);
+        let slot = Slot { wake_at: new.created, new, arrivals, connected: false };
         self.slots.insert(slot.new.key, slot);
     }
 
@@ -115,8 +171,7 @@ impl Publishers {
             let result = call(&mut slot.new.publisher, now);
             slot.drain(now, socket, run, &mut happened);
             slot.publish(now, shared);
-            let wanted =
-                if slot.connected { slot.incoming.wanted_keyframes(now, shared.clock.at(now)) } else { vec![] };
+            let wanted = if slot.connected { slot.arrivals.wanted_keyframes(now, shared) } else { vec![] };
             for layer in &wanted {
                 slot.new.publisher.request_keyframe(*layer, now);
             }
@@ -155,10 +210,10 @@ impl Publishers {
 
     /// Takes a publisher off; answers its addresses.
     pub(crate) fn remove(&mut self, key: u64, cause: DisconnectCause, shared: &Shared) -> Vec<SocketAddr> {
-        let Some(Slot { new, incoming, .. }) = self.slots.remove(&key) else { return Vec::new() };
+        let Some(Slot { new, arrivals, .. }) = self.slots.remove(&key) else { return Vec::new() };
         let stream = new.stream.name();
         info!(target: "events::publisher_disconnected", peer = public_part(&new.id), stream, cause = cause.as_str());
-        incoming.fail(&format!("the publisher left: {}", cause.sentence()));
+        arrivals.fail(&format!("the publisher left: {}", cause.sentence()));
         shared.events.push(
             shared.clock.at(Instant::now()),
             stream,
@@ -174,16 +229,16 @@ impl Publishers {
     pub(crate) fn report(&mut self, shared: &Shared) {
         let now = Instant::now();
         for (key, slot) in &mut self.slots {
-            slot.incoming.look(now);
+            let coming = slot.arrivals.look(now);
             let publisher = &slot.new.publisher;
-            let layers = publisher.received().into_iter().zip(slot.incoming.coming(now));
+            let layers = publisher.received().into_iter().zip(coming);
             let layer = |(ReceivedLayer { rid, size, counters }, coming)| {
                 Some(IncomingLayer { rid: rid?, size, coming, received: counters })
             };
             let layers: Vec<IncomingLayer> = layers.filter_map(layer).collect();
             let counters = publisher.counters();
             shared.table.update(*key, |info| {
-                (info.received, info.gave, info.incoming_layers) = (Some(counters), slot.gave, layers);
+                (info.received, info.gave, info.incoming_layers) = (Some(counters), slot.arrivals.gave(), layers);
             });
         }
     }
@@ -210,18 +265,7 @@ impl Slot {
 
     fn publish(&mut self, now: Instant, shared: &Shared) {
         while let Some(published) = self.new.publisher.take() {
-            self.gave = now;
-            if !std::mem::replace(&mut self.live, true) {
-                self.new.stream.set_health(Health::Live);
-                let at = shared.clock.at(now);
-                shared.events.push(at, self.new.stream.name(), EventKind::FirstFrameIngested);
-                let codec = self.new.stream.has_video().then(|| self.new.stream.codec());
-                shared.events.push(at, self.new.stream.name(), EventKind::TrackActive { codec, rid: None });
-            }
-            match published {
-                Published::Picture { layer, unit } => self.incoming.publish(now, layer, &unit),
-                Published::Sound(packet) => self.new.stream.publish_audio(&packet, None),
-            }
+            self.arrivals.publish(now, published, shared);
         }
     }
 }

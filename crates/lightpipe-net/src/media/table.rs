@@ -25,6 +25,8 @@ pub enum Transport {
     WsPlain,
     /// WebSocket, room dialect.
     WsRoom,
+    /// A peer of a room, with which we are in a mesh: it watches and publishes.
+    Mesh,
 }
 
 impl Transport {
@@ -37,6 +39,7 @@ impl Transport {
             Self::WhepClient => "whep-client",
             Self::WsPlain => "ws-plain",
             Self::WsRoom => "ws-room",
+            Self::Mesh => "mesh",
         }
     }
 }
@@ -97,6 +100,11 @@ pub struct PeerInfo {
 }
 
 impl PeerInfo {
+    /// It gets a stream of ours.
+    fn watches(&self) -> bool {
+        self.received.is_none() || self.transport == Transport::Mesh
+    }
+
     /// How far its session is, in the words of the API and of metrics.
     pub fn state(&self) -> &'static str {
         match (self.connected, self.silent) {
@@ -184,12 +192,12 @@ impl PeerTable {
     }
 
     pub(crate) fn viewers_of(&self, stream: &str) -> usize {
-        self.lock().values().filter(|p| p.connected && p.received.is_none() && p.stream == stream).count()
+        self.lock().values().filter(|p| p.connected && p.watches() && p.stream == stream).count()
     }
 
     /// Viewers of a stream, connected or not.
     pub(crate) fn viewer_keys(&self, stream: &str) -> Vec<u64> {
-        let is_viewer = |info: &PeerInfo| info.received.is_none() && info.stream == stream;
+        let is_viewer = |info: &PeerInfo| info.watches() && info.stream == stream;
         self.lock().iter().filter(|(_, info)| is_viewer(info)).map(|(key, _)| *key).collect()
     }
 

@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use super::engine::Phase;
 use super::inbox::{Command, Inbox, Pending, StreamOutlet};
 use super::layers::{self, Ladder};
+use super::mutual::{LinkState, Mutual};
 use super::priority::{Priorities, Priority};
 use super::publishers::Publishers;
 use super::routes::{Place, Registration, Routes};
@@ -49,10 +50,20 @@ pub(crate) struct Viewer {
     pub(crate) id: String,
     pub(crate) peer: Peer,
     pub(crate) stream: Arc<Stream>,
+    /// Where this is a connection between equals.
+    pub(crate) mutual: Option<Mutual>,
     pub(crate) created: Instant,
     pub(crate) registration: Registration,
     /// Told how far the session is.
     pub(crate) phase: watch::Sender<Phase>,
+}
+
+impl Viewer {
+    fn tell(&self, state: LinkState) {
+        if let Some(mutual) = &self.mutual {
+            mutual.outlet.state(state);
+        }
+    }
 }
 
 /// What the threads of an engine share.
@@ -120,6 +131,25 @@ impl Slot {
         };
         let all = std::iter::once(self.sends()).chain(more.iter().filter_map(|layer| self.layers.get(*layer)));
         all.filter(|_| !self.silent)
+    }
+
+    fn drain(&mut self, now: Instant, socket: &mut MediaSocket, run: &mut SendRun, happened: &mut Vec<PeerEvent>) {
+        loop {
+            match self.viewer.peer.poll(now) {
+                Output::Send { from, to, payload } => {
+                    if demux::is_stun(&payload) {
+                        self.viewer.registration.add_check(to);
+                    }
+                    run.push(socket, from, to, &payload);
+                }
+                Output::Event(event) => happened.push(event),
+                Output::WakeAt(at) => {
+                    // Never in the past by more than now, or the loop would spin on a peer that is behind.
+                    self.wake_at = at.max(now);
+                    break;
+                }
+            }
+        }
     }
 
     /// Place of a stream among the layers.
@@ -390,6 +420,28 @@ impl Worker {
                     peer.handle(now, Input::Tick)
                 });
                 if let Some(result) = result {
+                    self.begin_mutual(key);
+                    let _ = reply.send(result);
+                }
+            }
+            Command::RestartOffer { key, reply } => {
+                let result = self.turn(key, |peer, _| peer.restart_offer());
+                if let Some(result) = result {
+                    // The other side's checks may come before its answer.
+                    let ufrag = result.as_ref().ok().and_then(|offer| ufrag_of(offer));
+                    if let (Some(ufrag), Some(slot)) = (ufrag, self.peers.get_mut(&key)) {
+                        slot.viewer.registration.add_ufrag(ufrag);
+                    }
+                    let _ = reply.send(result);
+                }
+            }
+            Command::Message { key, label, message, reply } => {
+                if let Some(Ok(result)) = self.turn(key, |peer, _| Ok(peer.send_message(&label, message))) {
+                    let _ = reply.send(result);
+                }
+            }
+            Command::OpenChannel { key, init, reply } => {
+                if let Some(Ok(result)) = self.turn(key, |peer, _| Ok(peer.open_channel(init))) {
                     let _ = reply.send(result);
                 }
             }
@@ -421,6 +473,7 @@ impl Worker {
                     if let (Ok((_, local)), Some(slot)) = (&result, self.peers.get_mut(&key)) {
                         slot.viewer.registration.add_ufrag(local.ufrag.clone());
                     }
+                    self.begin_mutual(key);
                     let _ = reply.send(result.map(|(answer, _)| answer));
                 }
             }
@@ -483,6 +536,7 @@ impl Worker {
         if self.stopping {
             self.shared.table.remove(key, DisconnectCause::Shutdown.as_str());
             viewer.phase.send_replace(Phase::Closed(DisconnectCause::Shutdown));
+            viewer.tell(LinkState::Closed(DisconnectCause::Shutdown));
             return;
         }
         let slot = Slot {
@@ -539,21 +593,10 @@ impl Worker {
         let done = catch_unwind(AssertUnwindSafe(|| {
             let now = Instant::now();
             let result = call(&mut slot.viewer.peer, now);
-            loop {
-                match slot.viewer.peer.poll(now) {
-                    Output::Send { from, to, payload } => {
-                        if demux::is_stun(&payload) {
-                            slot.viewer.registration.add_check(to);
-                        }
-                        run.push(socket, from, to, &payload);
-                    }
-                    Output::Event(event) => happened.push(event),
-                    Output::WakeAt(at) => {
-                        // Never in the past by more than now, or the loop would spin on a peer that is behind.
-                        slot.wake_at = at.max(now);
-                        break;
-                    }
-                }
+            slot.drain(now, socket, run, &mut happened);
+            let Viewer { id, peer, mutual, .. } = &mut slot.viewer;
+            if mutual.as_mut().is_some_and(|mutual| mutual.hand_on(now, id, peer, shared)) {
+                slot.drain(now, socket, run, &mut happened);
             }
             run.flush(socket);
             let Slot { viewer, send, capture_to_sent, connected_at, .. } = slot;
@@ -633,6 +676,7 @@ impl Worker {
         let Some(slot) = self.peers.get_mut(&key) else { return };
         slot.connected_at = Some(self.shared.clock.at(Instant::now()));
         slot.viewer.phase.send_replace(Phase::Connected);
+        slot.viewer.tell(LinkState::Connected);
         let streams: Vec<Arc<Stream>> = slot.takes().cloned().collect();
         let stream = Arc::clone(slot.sends());
         let (id, took) = (slot.viewer.id.clone(), slot.viewer.created.elapsed());
@@ -693,6 +737,9 @@ impl Worker {
     /// A viewer fell silent, so that nobody needs to encode for it; or it is heard again.
     fn rest(&mut self, key: u64, silent: bool) {
         self.change_layer(key, |slot| slot.silent = silent);
+        if let Some(slot) = self.peers.get(&key) {
+            slot.viewer.tell(if silent { LinkState::Silent } else { LinkState::Heard });
+        }
         self.shared.table.update(key, |info| info.silent = silent);
     }
 
@@ -801,7 +848,19 @@ impl Worker {
             name,
             EventKind::PeerDisconnected { peer: viewer.id.clone(), cause: cause.as_str() },
         );
+        if let Some(mutual) = &viewer.mutual {
+            mutual.arrivals.fail(&format!("the connection ended: {}", cause.sentence()));
+        }
+        viewer.tell(LinkState::Closed(cause));
         viewer.phase.send_replace(Phase::Closed(cause));
+    }
+
+    /// What both sides agreed on, for the first time or again.
+    fn begin_mutual(&self, key: u64) {
+        let Some(slot) = self.peers.get(&key) else { return };
+        if let Some(mutual) = &slot.viewer.mutual {
+            mutual.begin(&slot.viewer.peer);
+        }
     }
 
     /// Once a second: figures for the API and for each player.
@@ -846,13 +905,20 @@ impl Worker {
             });
         }
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
-            let Some(slot) = self.peers.get(&key) else { continue };
+            let Some(slot) = self.peers.get_mut(&key) else { continue };
+            let received = slot.viewer.peer.received();
+            let gave = slot.viewer.mutual.as_mut().map(|mutual| {
+                mutual.arrivals.look(Instant::now());
+                mutual.arrivals.gave()
+            });
             let counters: Counters = slot.viewer.peer.counters();
             let layer = slot.sends().layer().map(|layer| layer.rid);
             let sent_layers = slot.viewer.peer.sent_layers();
             let chosen_layer = slot.viewer.peer.chosen_layer().map(str::to_owned);
             self.shared.table.update(key, |info| {
                 info.counters = counters;
+                info.received = received;
+                info.gave = gave.unwrap_or(info.gave);
                 info.sent_layers = sent_layers;
                 info.layer.clone_from(&layer);
                 info.chosen_layer.clone_from(&chosen_layer);
@@ -886,6 +952,11 @@ impl Worker {
             });
         }
     }
+}
+
+/// The ICE credential by which checks name their session.
+fn ufrag_of(sdp: &str) -> Option<String> {
+    sdp.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).map(|ufrag| ufrag.trim().to_owned())
 }
 
 /// What the network of a fan's best viewer carries.

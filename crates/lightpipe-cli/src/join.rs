@@ -1,0 +1,312 @@
+//! `lightpipe join`: a member of a room until a signal comes. What happens is printed as lines, or as JSON.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use lightpipe::{ChannelEvent, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource, Server};
+use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream, Subscription};
+use lightpipe_net::client::mesh::CHAT;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::cli::JoinFlags;
+use crate::process::{Signals, init_logging};
+use crate::{output, settings};
+
+/// How often figures are printed with `--json`.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
+    init_logging(flags.serve.log_json);
+    let mut config = settings::load(&flags.serve, std::env::vars())?;
+    let sources: Vec<NamedSource> = flags.serve.sources.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let published = sources.first().map(|source| source.name.clone());
+    if let Some(other) = sources.iter().find(|source| Some(&source.name) != published.as_ref()) {
+        let both = format!("one stream is published in a room, not {} and {}", sources[0].name, other.name);
+        bail!(settings::SettingsError::new(both));
+    }
+    let name = flags.name.clone().unwrap_or_else(|| format!("peer-{:04x}", std::process::id() & 0xffff));
+    for word in [&flags.room, &name] {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        if word.is_empty() || word.len() > 64 || !word.bytes().all(allowed) {
+            let text = format!("{word:?} is no name for a room or a peer: 1 to 64 letters, digits, _ and -");
+            bail!(settings::SettingsError::new(text));
+        }
+    }
+    // What else the file starts is not asked for here.
+    config.sources.clear();
+    config.push.clear();
+    // Every member has a connection of its own; its picture is not encoded in several sizes for them.
+    config.simulcast.enabled &= flags.serve.simulcast.is_some();
+    let (runtime, signals) = Signals::listen()?;
+    let pages = flags.serve.port.is_some();
+    if !pages {
+        config.server.port = 0;
+    }
+    let server = if pages { Server::start(config)? } else { Server::headless(config)? };
+    for source in &sources {
+        server.add_source(source)?;
+    }
+    let mut mesh_config = MeshConfig::new(flags.url.clone(), &flags.room, &name);
+    mesh_config.user_data = json!({ "name": name });
+    let ended = runtime.block_on(async {
+        let joined = server.join(published.as_deref(), mesh_config);
+        tokio::pin!(joined);
+        let signal = signals.wait();
+        tokio::pin!(signal);
+        let mut mesh = tokio::select! {
+            _ = &mut signal => return Ok(()),
+            mesh = &mut joined => mesh?,
+        };
+        if pages {
+            output::note(format_args!("see the others at {}", server.url()));
+        }
+        let limit = async {
+            match flags.seconds {
+                Some(seconds) => tokio::time::sleep(Duration::from_secs_f64(seconds)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut room = Room::new(flags, &name, mesh.handle().clone());
+        room.say(json!({ "event": "in_room", "room": flags.room, "name": name }), || {
+            format!("in room {} as {name}", flags.room)
+        });
+        tokio::select! {
+            signal = &mut signal => tracing::info!(signal, "stopping"),
+            () = limit => {}
+            () = room.follow(&mut mesh) => {}
+        }
+        mesh.leave().await;
+        anyhow::Ok(())
+    });
+    server.stop();
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// What is told of a room.
+struct Room<'a> {
+    flags: &'a JoinFlags,
+    me: &'a str,
+    mesh: MeshHandle,
+    watched: BTreeMap<String, Watched>,
+    first: mpsc::UnboundedReceiver<(String, &'static str, Instant)>,
+    first_sender: mpsc::UnboundedSender<(String, &'static str, Instant)>,
+    next_chat: u64,
+}
+
+/// Somebody whose stream we take.
+struct Watched {
+    stream: Arc<Stream>,
+    since: Instant,
+    _subscription: Subscription,
+}
+
+/// Tells of the first picture and the first sound.
+struct First {
+    peer: String,
+    picture: AtomicBool,
+    sound: AtomicBool,
+    tell: Mutex<mpsc::UnboundedSender<(String, &'static str, Instant)>>,
+}
+
+impl First {
+    fn tell(&self, what: &'static str, told: &AtomicBool) {
+        if !told.swap(true, Relaxed) {
+            let sender = self.tell.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = sender.send((self.peer.clone(), what, Instant::now()));
+        }
+    }
+}
+
+impl Outlet for First {
+    fn deliver(&self, _: &Arc<AccessUnit>) {
+        self.tell("first_picture", &self.picture);
+    }
+
+    fn deliver_audio(&self, _: &Arc<AudioPacket>) {
+        self.tell("first_sound", &self.sound);
+    }
+}
+
+impl<'a> Room<'a> {
+    fn new(flags: &'a JoinFlags, me: &'a str, mesh: MeshHandle) -> Self {
+        let (first_sender, first) = mpsc::unbounded_channel();
+        Self { flags, me, mesh, watched: BTreeMap::new(), first, first_sender, next_chat: 1 }
+    }
+
+    /// One thing that happened: for programs, or for people.
+    fn say(&self, event: Value, text: impl FnOnce() -> String) {
+        if self.flags.json { output::line(event) } else { output::line(text()) }
+    }
+
+    /// Until the mesh ends.
+    async fn follow(&mut self, mesh: &mut Mesh) {
+        let mut turn = tokio::time::interval(REPORT_INTERVAL);
+        let mut lines = self.flags.chat.then(lines_of_stdin);
+        loop {
+            tokio::select! {
+                event = mesh.next() => match event {
+                    Some(event) => self.on_event(event).await,
+                    None => return,
+                },
+                Some((peer, what, at)) = self.first.recv() => {
+                    let Some(watched) = self.watched.get(&peer) else { continue };
+                    let took = at.saturating_duration_since(watched.since);
+                    self.say(json!({ "event": what, "peer": peer, "after_ms": millis(took) }), || {
+                        format!("{peer}: {} after {} ms", what.replace('_', " "), took.as_millis())
+                    });
+                }
+                line = next_line(&mut lines) => match line {
+                    Some(line) => self.chat(&line).await,
+                    None => lines = None,
+                },
+                _ = turn.tick() => if self.flags.json {
+                    output::line(self.figures());
+                },
+            }
+        }
+    }
+
+    async fn on_event(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::Joined { peer, stream, user_data } => {
+                let first = First {
+                    peer: peer.clone(),
+                    picture: AtomicBool::new(false),
+                    sound: AtomicBool::new(false),
+                    tell: Mutex::new(self.first_sender.clone()),
+                };
+                let subscription = stream.subscribe(Arc::new(first));
+                let watched = Watched { stream, since: Instant::now(), _subscription: subscription };
+                self.watched.insert(peer.clone(), watched);
+                self.say(json!({ "event": "joined", "peer": peer, "user_data": user_data }), || {
+                    format!("{peer}: here")
+                });
+            }
+            MeshEvent::Connected { peer, took, again } => {
+                self.say(
+                    json!({ "event": "connected", "peer": peer, "took_ms": millis(took), "again": again }),
+                    || format!("{peer}: connected{} after {} ms", if again { " again" } else { "" }, took.as_millis()),
+                );
+            }
+            MeshEvent::Lost { peer } => {
+                self.say(json!({ "event": "lost", "peer": peer }), || format!("{peer}: lost; trying again"));
+            }
+            MeshEvent::Left { peer } => {
+                self.watched.remove(&peer);
+                self.say(json!({ "event": "left", "peer": peer }), || format!("{peer}: left"));
+            }
+            MeshEvent::State { peer, state } => {
+                self.say(json!({ "event": "state", "peer": peer, "state": state }), || format!("{peer}: {state}"));
+            }
+            MeshEvent::ServerLost { error } => {
+                self.say(json!({ "event": "server_lost", "error": error }), || {
+                    format!("the server is gone ({error}); connections to the others stay")
+                });
+            }
+            MeshEvent::ServerBack => {
+                self.say(json!({ "event": "server_back" }), || "the server is back".to_owned());
+            }
+            MeshEvent::Channel { peer, event } => self.on_channel(&peer, event).await,
+            _ => {}
+        }
+    }
+
+    async fn on_channel(&self, peer: &str, event: ChannelEvent) {
+        match event {
+            ChannelEvent::Open { label } => {
+                self.say(json!({ "event": "channel_open", "peer": peer, "label": label }), || {
+                    format!("{peer}: data channel {label}")
+                });
+            }
+            ChannelEvent::Closed { label, reason } => {
+                self.say(json!({ "event": "channel_closed", "peer": peer, "label": label, "reason": reason }), || {
+                    format!("{peer}: data channel {label} closed")
+                });
+            }
+            ChannelEvent::Message { label, message: Message::Text(text) } if label == CHAT.0 => {
+                let Ok(said) = serde_json::from_str::<Value>(&text) else { return };
+                if said["type"] == "chat"
+                    && let (Some(id), Some(words)) = (said["id"].as_u64(), said["text"].as_str())
+                {
+                    let ack = json!({ "type": "ack", "id": id }).to_string();
+                    let _ = self.mesh.try_send(peer, CHAT.0, Message::Text(ack)).await;
+                    self.say(json!({ "event": "chat", "peer": peer, "id": id, "text": words }), || {
+                        format!("{peer}: {words}")
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn chat(&mut self, line: &str) {
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let said = json!({ "type": "chat", "id": self.next_chat, "text": line, "at": at as u64 }).to_string();
+        self.next_chat += 1;
+        for peer in self.mesh.peers().iter().filter(|peer| peer.connected) {
+            if let Err(error) = self.mesh.try_send(&peer.id, CHAT.0, Message::Text(said.clone())).await {
+                output::note(format_args!("{}: {error}", peer.id));
+            }
+        }
+    }
+
+    /// One line of figures.
+    fn figures(&self) -> Value {
+        let peers: Vec<Value> = self
+            .mesh
+            .peers()
+            .iter()
+            .map(|peer| {
+                let stats = peer.stream.stats();
+                let counters = peer.info.as_ref().map(|info| info.counters);
+                let received = peer.info.as_ref().and_then(|info| info.received);
+                json!({
+                    "peer": peer.id,
+                    "connected": peer.connected,
+                    "pictures": stats.published,
+                    "size": stats.size.map(|size| [size.width, size.height]),
+                    "bytes": stats.bytes,
+                    "audio_packets": stats.audio.published,
+                    "lost_packets": received.map(|received| received.lost_packets),
+                    "undecodable": received.map(|received| received.undecodable),
+                    "sent_frames": counters.map(|counters| counters.sent_frames),
+                    "sent_audio_frames": counters.map(|counters| counters.sent_audio_frames),
+                    "rtt_ms": counters.and_then(|counters| counters.rtt).map(millis),
+                    "estimate_bps": counters.and_then(|counters| counters.estimate_bps),
+                })
+            })
+            .collect();
+        let watched = self.watched.values().filter(|watched| watched.stream.has_video()).count();
+        json!({ "event": "figures", "name": self.me, "peers": peers, "with_pictures": watched })
+    }
+}
+
+/// Lines of standard input, up to its end. One waits at most: who writes faster waits, too.
+fn lines_of_stdin() -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(1);
+    // A thread that nobody waits for: a read from a terminal cannot be ended.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+async fn next_line(lines: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
+    match lines {
+        Some(lines) => lines.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn millis(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e6).round() / 1e3
+}
