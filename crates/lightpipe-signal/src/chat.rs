@@ -3,21 +3,21 @@
 //! [`Chat`] is one member's chat of a room, with all its peers. Ids count up from 1 over everything that it says. What a peer has not acknowledged is said again
 //! on the next connection to it, in order; the receiver acknowledges it again and shows it once. Text comes in, text goes out; the Unix time is an argument.
 //!
-//! A peer that comes back as somebody new (a page that was loaded again) begins at 1 again. It is known by that: within one membership ids and times
-//! rise together, so a smaller id with a later time is another membership's.
+//! A peer that comes back as somebody new (a page that was loaded again) begins at 1 again. A message is known by its id and its time together, so
+//! what such a peer says is not taken for said before.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-/// Longest text, bytes.
-pub const MAX_TEXT_LEN: usize = 4 << 10;
+/// Longest text, in UTF-16 code units: pages count these.
+pub const MAX_TEXT_LEN: usize = 4000;
 
-/// Longest message, bytes: a text of control characters grows sixfold in JSON.
-pub const MAX_MESSAGE_LEN: usize = 32 << 10;
+/// Longest message, bytes of JSON.
+pub const MAX_MESSAGE_LEN: usize = 16 << 10;
 
 /// Longest name in [`State`], bytes.
-pub const MAX_NAME_LEN: usize = 64;
+pub const MAX_NAME_LEN: usize = 256;
 
 /// Messages that wait for one peer's word. The oldest is given up for a new one, see [`Event::Lost`].
 pub const MAX_UNACKED: usize = 256;
@@ -26,6 +26,9 @@ pub const MAX_UNACKED: usize = 256;
 /// back may bring all that waited.
 pub const MESSAGES_PER_SECOND: u64 = 50;
 const BURST: u64 = MAX_UNACKED as u64 + 2 * MESSAGES_PER_SECOND;
+
+/// What a peer said last, to know it when it is said again: more than it keeps for that.
+const MAX_SEEN: usize = 2 * MAX_UNACKED;
 
 /// A message of the channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,11 +69,11 @@ pub struct State {
 #[non_exhaustive]
 pub enum ChatError {
     /// Over a limit; on the way in the other side's fault.
-    #[error("{what} is {len} bytes, {limit} are allowed")]
+    #[error("{what} is {len} long, {limit} is allowed")]
     TooLong {
         /// What is too long.
         what: &'static str,
-        /// Its length.
+        /// Its length, in the limit's unit.
         len: usize,
         /// The limit.
         limit: usize,
@@ -111,7 +114,7 @@ fn limit(what: &'static str, len: usize, limit: usize) -> Result<(), ChatError> 
 }
 
 fn check_text(text: &str) -> Result<(), ChatError> {
-    if text.is_empty() { Err(ChatError::Empty) } else { limit("the text", text.len(), MAX_TEXT_LEN) }
+    if text.is_empty() { Err(ChatError::Empty) } else { limit("the text", text.encode_utf16().count(), MAX_TEXT_LEN) }
 }
 
 /// What the chat asks of the world.
@@ -176,8 +179,8 @@ struct Link {
     connected: bool,
     /// What it has not acknowledged: ids and texts, oldest first.
     unacked: VecDeque<(u64, String)>,
-    /// Id and time of what it said last.
-    heard: (u64, u64),
+    /// Ids and times of what it said; the oldest is forgotten beyond [`MAX_SEEN`].
+    seen: VecDeque<(u64, u64)>,
     state: Option<State>,
     /// The second in which it was counted last, what it may still say, and whether that was told.
     budget: (u64, u64, bool),
@@ -185,7 +188,13 @@ struct Link {
 
 impl Link {
     const fn new() -> Self {
-        Self { connected: false, unacked: VecDeque::new(), heard: (0, 0), state: None, budget: (0, BURST, false) }
+        Self {
+            connected: false,
+            unacked: VecDeque::new(),
+            seen: VecDeque::new(),
+            state: None,
+            budget: (0, BURST, false),
+        }
     }
 
     /// Whether it may say something now, and whether that is to be told.
@@ -210,7 +219,6 @@ impl Link {
 #[derive(Debug, Default)]
 pub struct Chat {
     said: u64,
-    last_at: u64,
     state: Option<State>,
     links: BTreeMap<String, Link>,
     /// A few per call, polled after each.
@@ -258,11 +266,10 @@ impl Chat {
         if let Some(stranger) = peers.iter().find(|peer| !self.links.contains_key(*peer)) {
             return Err(ChatError::NoSuchPeer(stranger.clone()));
         }
-        self.said += 1;
-        // A clock that was set back must not make a new membership of it.
-        self.last_at = unix_ms.max(self.last_at);
-        let id = self.said;
-        let text = Message::Chat { id, text: text.to_owned(), at: self.last_at }.to_json();
+        let id = self.said + 1;
+        let text = Message::Chat { id, text: text.to_owned(), at: unix_ms }.to_json();
+        limit("the message", text.len(), MAX_MESSAGE_LEN)?;
+        self.said = id;
         for peer in peers {
             let Some(link) = self.links.get_mut(peer) else { continue };
             if link.unacked.len() == MAX_UNACKED
@@ -308,11 +315,13 @@ impl Chat {
         let peer = peer.to_owned();
         match Message::parse(text)? {
             Message::Chat { id, text, at } => {
-                let (last_id, last_at) = link.heard;
-                let again = id <= last_id && at <= last_at;
+                let again = link.seen.contains(&(id, at));
                 self.queue.push_back(Output::Send { peer: peer.clone(), text: Message::Ack { id }.to_json() });
                 if !again {
-                    link.heard = (id, at);
+                    if link.seen.len() == MAX_SEEN {
+                        link.seen.pop_front();
+                    }
+                    link.seen.push_back((id, at));
                     self.queue.push_back(Output::Event(Event::Said { peer, id, text, at }));
                 }
             }
@@ -393,13 +402,14 @@ mod tests {
         assert_eq!(Message::parse(r#"{"type":"chat","id":1,"text":"","at":1}"#), Err(ChatError::Empty));
         let long = Message::Chat { id: 1, text: "x".repeat(MAX_TEXT_LEN + 1), at: 1 }.to_json();
         assert!(matches!(Message::parse(&long), Err(ChatError::TooLong { what: "the text", .. })));
-        let worst = Message::Chat { id: u64::MAX, text: "\u{1}".repeat(MAX_TEXT_LEN), at: u64::MAX };
+        let worst = Message::Chat { id: u64::MAX, text: "漢".repeat(MAX_TEXT_LEN), at: u64::MAX };
         assert_eq!(Message::parse(&worst.to_json()), Ok(worst));
+        assert!(Chat::new().say(0, &"\u{1}".repeat(MAX_TEXT_LEN)).is_err(), "six characters each");
         assert!(matches!(
             Message::parse(&" ".repeat(MAX_MESSAGE_LEN + 1)),
             Err(ChatError::TooLong { what: "the message", .. })
         ));
-        let named = Message::State(State { name: "x".repeat(65), ..State::default() }).to_json();
+        let named = Message::State(State { name: "x".repeat(257), ..State::default() }).to_json();
         assert!(matches!(Message::parse(&named), Err(ChatError::TooLong { what: "the name", .. })));
     }
 
@@ -416,8 +426,7 @@ mod tests {
         assert_eq!(sent(&mut bob).len(), 2);
         ada.disconnected("bob");
         bob.disconnected("ada");
-        // A clock that was set back.
-        assert_eq!(ada.say(3, "two"), Ok(2));
+        assert_eq!(ada.say(5, "two"), Ok(2));
         assert_eq!(sent(&mut ada), [""; 0]);
         ada.connected("bob");
         bob.connected("ada");
@@ -447,7 +456,8 @@ mod tests {
             (5, 10, true),
             (5, 10, false),
             (1, 10, false),
-            (6, 12, true),
+            (6, 8, true),
+            (6, 8, false),
             (1, 20, true),
             (1, 20, false),
             (2, 20, true),
@@ -495,7 +505,7 @@ mod tests {
         assert_eq!(sent(&mut chat), [""; 0], "nothing new");
         chat.set_state(state("b")).expect("said");
         assert_eq!(sent(&mut chat), [told("b")]);
-        assert!(chat.set_state(state(&"x".repeat(65))).is_err());
+        assert!(chat.set_state(state(&"x".repeat(257))).is_err());
         for _ in 0..2 {
             chat.text(0, "p", &Message::State(state("c")).to_json()).expect("taken");
         }

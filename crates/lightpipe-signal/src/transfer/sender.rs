@@ -153,7 +153,8 @@ impl Transfers {
     pub(super) fn on_accept(&mut self, now: Instant, id: &TransferId, offset: u64) -> Result<(), TransferError> {
         let Some(transfer) = self.outgoing.iter_mut().find(|transfer| transfer.id == *id) else { return Ok(()) };
         if transfer.phase != Phase::Offered {
-            return Err(self.misbehaved(id, "accepted twice"));
+            // It may have been offered again while the receiver's user decided.
+            return Ok(());
         }
         if offset > transfer.file.size {
             return Err(self.misbehaved(id, "accepted from behind the end"));
@@ -172,13 +173,11 @@ impl Transfers {
         if !matches!(transfer.phase, Phase::Sending | Phase::Ending) {
             return Err(self.misbehaved(id, "received before it accepted"));
         }
-        if received < transfer.acked {
-            return Err(self.misbehaved(id, "lost what it had received"));
-        }
         if received > transfer.sent {
             return Err(self.misbehaved(id, "received more than was sent"));
         }
-        transfer.acked = received;
+        // Less than it accepted from is what it had stored then.
+        transfer.acked = received.max(transfer.acked);
         // The files share the channel: while one gets on, the others are not forgotten.
         for transfer in self.outgoing.iter_mut().filter(|t| matches!(t.phase, Phase::Sending | Phase::Ending)) {
             transfer.deadline = Some(now + STALL_LIMIT);

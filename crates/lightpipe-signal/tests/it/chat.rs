@@ -56,6 +56,7 @@ impl Room {
             while let Some(output) = self.chats[me].poll() {
                 match output {
                     Output::Send { peer, text } => {
+                        crate::schema::check("chat", &text);
                         let to = NAMES.iter().position(|name| *name == peer).expect("one of us");
                         self.pipes.get_mut(&(me, to)).expect("a pair").send(Message::Text(text));
                     }

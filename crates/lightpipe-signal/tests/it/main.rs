@@ -2,4 +2,5 @@
 
 mod channel;
 mod chat;
+mod schema;
 mod transfer;
