@@ -4,6 +4,8 @@
 //! a nightly compiler; the smoke test runs it for a moment on each change, with the seeded [`Mutator`] below. A target fails
 //! by a panic: the parser's own, or one of the assertions here.
 
+mod rooms;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -45,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sdpfrag", run: sdpfrag, seeds: sdpfrag_seeds },
     Target { name: "message", run: message, seeds: message_seeds },
     Target { name: "jsonrpc", run: jsonrpc, seeds: jsonrpc_seeds },
+    Target { name: "rooms", run: |bytes| rooms::run(bytes, CONFIG.1), seeds: rooms::seeds },
     Target { name: "transfer", run: transfer, seeds: transfer_seeds },
     Target { name: "chat", run: chat, seeds: chat_seeds },
     Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
