@@ -70,6 +70,15 @@ docs/conformance.md explains the rows.
 
 Exit codes: 0 no rule is broken; 1 one is; 2 wrong flags; 3 the server cannot be reached.";
 
+const CHECK_SIGNALING_EXAMPLES: &str = "Examples:
+  lightpipe check-signaling ws://127.0.0.1:8080/ws
+  lightpipe check-signaling wss://media.example/ws --token SECRET --json
+
+Enters rooms of its own with up to ten peers, and floods one connection; takes a quarter of a minute.
+docs/conformance.md explains the rows.
+
+Exit codes: 0 no rule is broken; 1 one is; 2 wrong flags; 3 the server cannot be reached.";
+
 const LAB_EXAMPLES: &str = "Examples:
   lightpipe lab --list
   lightpipe lab --profile lte-weak --seconds 600
@@ -115,6 +124,9 @@ pub(crate) enum Command {
     /// Check any WHEP server against draft-ietf-wish-whep-03, row by row, up to a received picture.
     #[command(after_help = CHECK_WHEP_EXAMPLES)]
     CheckWhep(CheckFlags),
+    /// Check any WebSocket server against JSON-RPC 2.0 and the rules of rooms, row by row.
+    #[command(after_help = CHECK_SIGNALING_EXAMPLES)]
+    CheckSignaling(CheckSignalingFlags),
     /// Measure latency or fan-out on this machine.
     #[command(subcommand)]
     Bench(Bench),
@@ -331,6 +343,32 @@ pub(crate) struct CheckFlags {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Flags of `check-signaling`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckSignalingFlags {
+    /// The WebSocket
+    #[arg(value_parser = web_socket)]
+    pub(crate) url: http::Uri,
+    /// Bearer token
+    #[arg(long)]
+    pub(crate) token: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A ws or wss URL, complete; of http and https the one that goes with it.
+fn web_socket(text: &str) -> Result<http::Uri, String> {
+    let text = match text.split_once("://") {
+        Some(("http", rest)) => format!("ws://{rest}"),
+        Some(("https", rest)) => format!("wss://{rest}"),
+        Some(("ws" | "wss", _)) => text.to_owned(),
+        _ => return Err("a WebSocket's URL begins with ws:// or wss://".into()),
+    };
+    let url: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    if url.host().is_some_and(|host| !host.is_empty()) { Ok(url) } else { Err("the URL has no host".into()) }
 }
 
 /// An http or https URL, complete.

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::CheckWhip(flags)) => check::whip(&flags),
         Some(Command::CheckWhep(flags)) => check::whep(&flags),
+        Some(Command::CheckSignaling(flags)) => check::signaling(&flags),
         Some(Command::Bench(bench)) => bench::run(&bench),
         Some(Command::Lab(flags)) => lab::run(&flags),
         Some(Command::Completions { shell }) => cli::completions(shell),

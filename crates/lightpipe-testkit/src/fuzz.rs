@@ -4,6 +4,9 @@
 //! a nightly compiler; the smoke test runs it for a moment on each change, with the seeded [`Mutator`] below. A target fails
 //! by a panic: the parser's own, or one of the assertions here.
 
+mod rooms;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -21,7 +24,8 @@ use lightpipe_media::{
 };
 use lightpipe_rtc::control::FromPage;
 use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Publisher, Tracks, demux};
-use lightpipe_signal::{ClientMessage, Conference, SdpFrag, whep};
+use lightpipe_signal::transfer::{self, Partial, Transfers};
+use lightpipe_signal::{Chat, ClientMessage, Conference, SdpFrag, chat, whep};
 
 /// One parser under test.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +47,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sdpfrag", run: sdpfrag, seeds: sdpfrag_seeds },
     Target { name: "message", run: message, seeds: message_seeds },
     Target { name: "jsonrpc", run: jsonrpc, seeds: jsonrpc_seeds },
+    Target { name: "rooms", run: |bytes| rooms::run(bytes, CONFIG.1), seeds: rooms::seeds },
+    Target { name: "transfer", run: transfer, seeds: transfer_seeds },
+    Target { name: "chat", run: chat, seeds: chat_seeds },
     Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
     Target { name: "publish", run: publish, seeds: offer_seeds },
     Target { name: "vp8", run: vp8, seeds: vp8_seeds },
@@ -357,6 +364,107 @@ fn message(bytes: &[u8]) {
     _ = FromPage::parse(bytes);
 }
 
+/// Items of a kind, each behind its kind and its length of two bytes.
+fn items(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (&[kind, high, low], after) = rest.split_first_chunk()?;
+        let (item, after) = after.split_at(usize::from(u16::from_be_bytes([high, low])).min(after.len()));
+        rest = after;
+        Some((kind, item))
+    })
+}
+
+fn as_items(items: &[(u8, &[u8])]) -> Vec<u8> {
+    let one = |(kind, item): &(u8, &[u8])| [&[*kind], &(item.len() as u16).to_be_bytes()[..], item].concat();
+    items.iter().flat_map(one).collect()
+}
+
+/// Messages of the channel `files`, cuts and time between them, for somebody who sends a file and takes all that are offered.
+fn transfer(bytes: &[u8]) {
+    let mut now = CONFIG.1;
+    let mut transfers = Transfers::new();
+    let id = transfer::TransferId::try_from("own".to_owned()).expect("an id");
+    let file = transfer::File { name: "f".into(), size: 40_000, mime: String::new() };
+    transfers.connected(now);
+    transfers.offer(now, id, file).expect("room for it");
+    // By transfer: bytes written, and bytes shown.
+    let (mut written, mut shown) = (HashMap::new(), HashMap::new());
+    for (kind, item) in items(bytes) {
+        match kind % 4 {
+            0 => _ = transfers.text(now, &text(item)),
+            1 => _ = transfers.binary(now, item),
+            2 => now += Duration::from_secs(item.len() as u64),
+            _ => {
+                transfers.disconnected(now);
+                transfers.connected(now);
+            }
+        }
+        let mut outputs = 0;
+        loop {
+            outputs += 1;
+            assert!(outputs < 1000, "no end of outputs");
+            match transfers.poll(now, 0) {
+                transfer::Output::Text(text) => _ = transfer::Control::parse(&text).expect("our own message"),
+                transfer::Output::Binary(bytes) => _ = transfer::Chunk::parse(&bytes).expect("our own chunk"),
+                transfer::Output::Read { id, offset, len } => {
+                    assert!(offset + len as u64 <= 40_000);
+                    transfers.provide(now, &id, offset, &vec![7; len]).expect("asked for");
+                }
+                transfer::Output::Write { id, offset, data } => {
+                    let before = written.entry(id).or_insert(0);
+                    assert_eq!(*before, offset);
+                    *before += data.len() as u64;
+                }
+                transfer::Output::Save { id } => transfers.saved(&id).expect("asked for"),
+                transfer::Output::Event(transfer::Event::Offered { id, file }) => {
+                    assert!(!file.name.contains(['/', '\\', '\0']) && file.size <= transfer::MAX_SIZE);
+                    written.remove(&id);
+                    // It may have been cancelled already by what came with it.
+                    _ = transfers.accept(now, &id, Partial::default());
+                }
+                transfer::Output::Event(transfer::Event::Progress { id, bytes, size }) => {
+                    assert!(bytes <= size && shown.insert(id, bytes) < Some(bytes));
+                }
+                transfer::Output::Event(transfer::Event::Ended { id, .. }) => {
+                    _ = (shown.remove(&id), written.remove(&id))
+                }
+                transfer::Output::Event(transfer::Event::Accepted { .. }) => {}
+                transfer::Output::WakeAt(at) => {
+                    assert!(at.is_none_or(|at| at > now), "woken in the past");
+                    break;
+                }
+            }
+        }
+        let (outgoing, incoming) = transfers.len();
+        assert!(outgoing <= 1 && incoming <= transfer::MAX_TRANSFERS);
+    }
+}
+
+/// Messages of the channel `chat`, cuts and time between them.
+fn chat(bytes: &[u8]) {
+    let mut chat = Chat::new();
+    let mut unix_ms = 1_700_000_000_000;
+    chat.connected("a");
+    for (kind, item) in items(bytes) {
+        match kind % 4 {
+            0 => _ = chat.text(unix_ms, "a", &text(item)),
+            1 => _ = chat.say(unix_ms, &text(item)),
+            2 => unix_ms += item.len() as u64 * 10,
+            _ => {
+                chat.disconnected("a");
+                chat.connected("a");
+            }
+        }
+        while let Some(output) = chat.poll() {
+            if let chat::Output::Send { text, .. } = output {
+                chat::Message::parse(&text).expect("our own message");
+            }
+        }
+        assert!(chat.unacked("a") <= chat::MAX_UNACKED);
+    }
+}
+
 /// RTP payloads, each behind its length; a length of zero ends the access unit.
 fn depacketize(bytes: &[u8]) {
     let mut depacketizer = Depacketizer::default();
@@ -601,6 +709,41 @@ fn jsonrpc_seeds() -> Vec<Vec<u8>> {
         r#"[{"jsonrpc":"2.0","method":"announce","params":{"peer_id":"b"}},{"jsonrpc":"2.0","id":1,"method":"peer.disconnect","params":{"reason":"bye"}}]"#,
     ];
     all.map(|m| m.as_bytes().to_vec()).into()
+}
+
+fn transfer_seeds() -> Vec<Vec<u8>> {
+    let chunk = transfer::Chunk { number: 5, offset: 0, data: b"hello" }.to_bytes();
+    let offer = br#"{"type":"offer","id":"a","number":5,"name":"../f.txt","size":5,"mime":"text/plain"}"#;
+    let end = br#"{"type":"end","id":"a","size":5,"sha256":"2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"}"#;
+    let receives: &[(u8, &[u8])] = &[(0, offer), (1, &chunk), (0, end), (3, b""), (0, offer), (0, end)];
+    let sends: &[(u8, &[u8])] = &[
+        (0, br#"{"type":"accept","id":"own","offset":10}"#),
+        (0, br#"{"type":"progress","id":"own","received":32768}"#),
+        (3, b""),
+        (0, br#"{"type":"accept","id":"own","offset":32768}"#),
+        (0, br#"{"type":"done","id":"own"}"#),
+    ];
+    let cut: &[(u8, &[u8])] = &[
+        (0, offer),
+        (1, &chunk[..15]),
+        (2, &[0; 130]),
+        (3, b""),
+        (0, br#"{"type":"cancel","id":"own","reason":"x"}"#),
+    ];
+    [receives, sends, cut].map(as_items).into()
+}
+
+fn chat_seeds() -> Vec<Vec<u8>> {
+    let talk: &[(u8, &[u8])] = &[
+        (0, br#"{"type":"chat","id":1,"text":"hello","at":1700000000000}"#),
+        (1, b"hello"),
+        (0, br#"{"type":"ack","id":1}"#),
+        (0, br#"{"type":"state","muted":true,"camera":false,"name":"Ada"}"#),
+        (3, b""),
+        (0, br#"{"type":"chat","id":1,"text":"hello","at":1700000000000}"#),
+        (2, &[0; 200]),
+    ];
+    vec![as_items(talk), as_items(&[(1, b"hello"), (3, b""), (1, b"again"), (0, br#"{"type":"ack","id":2}"#)])]
 }
 
 fn message_seeds() -> Vec<Vec<u8>> {

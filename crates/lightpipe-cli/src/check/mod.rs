@@ -1,21 +1,24 @@
-//! `lightpipe check-whip` and `check-whep`: how well does any server keep to the protocol?
+//! `lightpipe check-whip`, `check-whep` and `check-signaling`: how well does any server keep to the protocol?
 //!
 //! A run asks the server what a client may ask, right and wrong, and writes one row per rule: passed, failed with a reason,
 //! or skipped because the server lacks something that it may lack. [`http`] sends, [`sdp`] makes offers and judges
-//! answers, [`resource`] holds the rows that WHIP and WHEP share; [`whip`] and [`whep`] say what is their own.
+//! answers, [`resource`] holds the rows that WHIP and WHEP share; [`whip`] and [`whep`] say what is their own. [`signaling`] asks over the
+//! WebSockets of [`wire`].
 
 mod http;
 mod resource;
 mod sdp;
+mod signaling;
 mod whep;
 mod whip;
+mod wire;
 
 use std::process::ExitCode;
 
 use ::http::Uri;
 use anyhow::Context;
 
-use crate::cli::CheckFlags;
+use crate::cli::{CheckFlags, CheckSignalingFlags};
 use crate::{exit, output};
 
 /// Why a row did not pass.
@@ -144,8 +147,21 @@ fn run(
     server.reach().with_context(|| format!("cannot reach {}", flags.url))?;
     let mut list = Checklist::default();
     check(&server, &mut list);
-    if flags.json {
-        output::line(serde_json::to_string_pretty(&list.to_json(protocol.name, &flags.url))?);
+    report(&list, protocol.name, &flags.url, flags.json)
+}
+
+/// `lightpipe check-signaling`.
+pub(crate) fn signaling(flags: &CheckSignalingFlags) -> anyhow::Result<ExitCode> {
+    let server = signaling::Server::new(&flags.url, flags.token.as_deref());
+    server.reach().with_context(|| format!("cannot reach {}", flags.url))?;
+    let mut list = Checklist::default();
+    signaling::check(&server, &mut list);
+    report(&list, "JSON-RPC signalling", &flags.url, flags.json)
+}
+
+fn report(list: &Checklist, protocol: &str, url: &Uri, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        output::line(serde_json::to_string_pretty(&list.to_json(protocol, url))?);
     } else {
         list.print();
     }

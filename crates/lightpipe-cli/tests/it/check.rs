@@ -1,4 +1,4 @@
-//! `check-whip` and `check-whep`: our own server keeps every rule, a naive one does not, and both are told apart from nobody.
+//! `check-whip`, `check-whep` and `check-signaling`: our own server keeps every rule, a naive one does not, and both are told apart from nobody.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,6 +7,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::lab::server::program;
 use crate::lab::{serve, shared};
@@ -375,4 +376,75 @@ async fn who_cannot_be_reached_gets_no_score_but_code_3() {
     }
     let output = check(&["check-whip", "media.example/whip"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_signaling_finds_nothing_wrong_with_our_own_server_and_leaves_nothing_behind() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    let url = format!("ws://{}/ws", server.address());
+    let (code, json) = check_json("check-signaling", &url, &[]);
+    assert_eq!(rows(&json, "fail"), [""; 0], "{json:#}");
+    let counts = (&json["percent"], &json["failed"], &json["unreached"], &json["skipped"]);
+    assert_eq!((code, counts), (Some(0), (&100.0.into(), &0.into(), &0.into(), &0.into())), "{json:#}");
+    assert!(json["passed"].as_u64().unwrap() >= 80, "{json:#}");
+    assert!(!server.stderr().contains("panicked"), "{}", server.stderr());
+}
+
+/// A WebSocket server that says what `answer` makes of each text, and nothing of its own. It ends with the test's process.
+fn web_sockets(answer: fn(&str) -> Option<String>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let Ok(mut socket) = tungstenite::accept(stream) else { return };
+                while let Ok(message) = socket.read() {
+                    let Ok(text) = message.to_text() else { continue };
+                    if let Some(said) = answer(text).filter(|_| message.is_text())
+                        && socket.send(Message::text(said)).is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn naive_signalling_fails_many_rows_and_is_told_why() {
+    let _machine = shared().await;
+    for (what, answer) in [
+        ("an echo", (|text| Some(text.to_owned())) as fn(&str) -> Option<String>),
+        // Calls are looked at one by one, anything is taken, and everything is answered.
+        ("a yes", |text| {
+            let call: Value = serde_json::from_str(text).unwrap_or_default();
+            Some(serde_json::json!({ "jsonrpc": "2.0", "result": {}, "id": call["id"] }).to_string())
+        }),
+    ] {
+        let (code, json) = check_json("check-signaling", &format!("ws://{}/ws", web_sockets(answer)), &[]);
+        let failed = rows(&json, "fail");
+        assert_eq!(code, Some(1), "{what}: {json:#}");
+        for row in [
+            "a notification is not answered",
+            "an unknown method is refused (-32601)",
+            "who never announces itself is closed",
+        ] {
+            assert!(failed.contains(&row), "{what}: {failed:#?}");
+        }
+        assert!(failed.len() >= 8 && json["percent"].as_f64().unwrap() < 30.0, "{what}: {json:#}");
+        assert!(rows(&json, "unreached").contains(&"peer.offer is handed on verbatim"), "{what}: {json:#}");
+        for row in json["rows"].as_array().unwrap() {
+            assert_eq!(row["reason"].is_string(), row["result"] != "pass", "{what}: {row}");
+        }
+    }
+    // No WebSocket is there.
+    let plain = naive("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let output = check(&["check-signaling", &format!("http://{plain}/ws")]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 0), "{said}");
+    assert!(said.contains("cannot reach") && said.contains("because"), "{said}");
+    assert_eq!(check(&["check-signaling", "media.example/ws"]).status.code(), Some(2));
 }

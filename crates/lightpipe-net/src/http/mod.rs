@@ -189,6 +189,7 @@ fn router(app: App) -> Router {
                 .fallback(whip::wrong_method),
         )
         .route("/player.js", get(pages::player))
+        .route("/schema/signaling.json", get(pages::schema))
         .layer(axum::middleware::map_response(open_to_foreign_pages));
     let own = Router::new()
         .route("/", get(pages::dashboard))

@@ -21,6 +21,8 @@ fn file(path: &str) -> Response {
         Some("js") => "text/javascript; charset=utf-8",
         Some("css") => "text/css; charset=utf-8",
         Some("svg") => "image/svg+xml",
+        // What we publish as JSON is a schema.
+        Some("json") => "application/schema+json",
         _ => "application/octet-stream",
     };
     // Embedded files change with the binary only, and a stale player against a new server is a bug report.
@@ -48,6 +50,11 @@ pub(crate) async fn publish() -> Response {
 
 pub(crate) async fn player() -> Response {
     file("player.js")
+}
+
+/// What is said on `/ws` and on the data channels of rooms.
+pub(crate) async fn schema() -> Response {
+    file("schema/signaling.json")
 }
 
 pub(crate) async fn asset(Path(path): Path<String>) -> Response {
