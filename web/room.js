@@ -295,7 +295,6 @@ class Tile {
     this.#video.muted = !peer;
     this.#quality.hidden = !peer;
     this.#quality.addEventListener('click', () => showDetails(this));
-    this.#video.srcObject = peer ? peer.stream : local.shown;
     this.show();
   }
 
@@ -306,6 +305,9 @@ class Tile {
     const camera = peer ? peer.camera && peer.stream.getVideoTracks().length > 0 : local.shown.getVideoTracks().length > 0;
     const screen = peer ? peer.screen : Boolean(local.screen);
     const muted = peer ? peer.muted : !local.mic || !local.audio;
+    const stream = peer ? peer.stream : local.shown;
+    // An element with a stream that has nothing to show keeps the page's load event waiting.
+    if (stream.getTracks().length && this.#video.srcObject !== stream) this.#video.srcObject = stream;
     setText(this.#name, this.name);
     setText(this.#avatar, initials(peer ? peer.name : mesh.name));
     this.#muted.toggleAttribute('hidden', !muted);
@@ -394,8 +396,8 @@ function layOut() {
   for (let columns = 1; columns <= shown; columns++) {
     const rows = Math.ceil(shown / columns);
     const cell = { w: (width - gap * (columns - 1)) / columns, h: (height - gap * (rows - 1)) / rows };
-    // A face fits anything between a phone held upright and a television.
-    const aspect = Math.min(Math.max(cell.w / cell.h, 0.8), 16 / 9);
+    // A face fits anything between a phone held upright and a television; on a desk less of the room behind it need be cut off.
+    const aspect = Math.min(Math.max(cell.w / cell.h, width < height ? 0.8 : 4 / 3), 16 / 9);
     const w = Math.min(cell.w, cell.h * aspect);
     const area = w * (w / aspect);
     if (area > best.area * 1.001) best = { area, w, h: w / aspect };

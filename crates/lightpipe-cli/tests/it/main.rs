@@ -37,6 +37,7 @@ mod play;
 mod publish;
 mod refused;
 mod restart;
+mod room;
 mod shutdown;
 mod sound;
 mod whep;
