@@ -476,14 +476,23 @@ let unread = 0;
 const mine = new Map();
 const last = { by: '', at: 0 };
 
+/** Whoever reads the end goes on reading the end; who has scrolled up stays there. @param {() => void} change */
+function keepEnd(change) {
+  const box = byId('log');
+  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  change();
+  if (atEnd) box.scrollTop = box.scrollHeight;
+}
+
 /** @param {HTMLElement} element */
 function log(element) {
   const box = byId('log');
-  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-  byId('log-empty').hidden = true;
-  box.append(element);
-  while (box.children.length > MAX_LINES) box.children[1].remove();
-  if (atEnd || element.classList.contains('mine')) box.scrollTop = box.scrollHeight;
+  keepEnd(() => {
+    byId('log-empty').hidden = true;
+    box.append(element);
+    while (box.children.length > MAX_LINES) box.children[1].remove();
+  });
+  if (element.classList.contains('mine')) box.scrollTop = box.scrollHeight;
 }
 
 /** What happened. @param {string} text */
@@ -552,6 +561,7 @@ class FileCard {
     this.#what = h('bdi', { class: 'what' }, first.name);
     this.#about = h('span', { class: 'about' });
     this.#actions = h('div', { class: 'row' });
+    this.#actions.hidden = true;
     this.element = h('div', { class: `file ${first.direction === 'out' ? 'mine' : ''}` },
       h('div', { class: 'head' }, icon('file'), h('div', {}, this.#what, this.#about)), this.#actions);
     log(this.element);
@@ -609,8 +619,10 @@ class FileCard {
       this.#actions.append(h('a', { class: 'button primary', href: url, download: transfer.name }, 'Save'));
       if (transfer.blob.type.startsWith('image/') && transfer.size <= SHOWN_IMAGE && !this.#shown) {
         this.#shown = true;
-        this.#actions.before(h('img', { src: url, alt: transfer.name }));
-        byId('log').scrollTop = byId('log').scrollHeight;
+        const image = h('img', { src: url, alt: transfer.name });
+        // Its height is known then.
+        image.addEventListener('load', () => this.element.scrollIntoView({ block: 'nearest' }));
+        this.#actions.before(image);
       }
     }
     this.#actions.hidden = !this.#actions.children.length;
@@ -628,7 +640,8 @@ transfers.addEventListener('transfer', (event) => {
     last.by = '';
     if (transfer.direction === 'in') notice();
   }
-  card.show(transfer);
+  const shown = card;
+  keepEnd(() => shown.show(transfer));
 });
 
 /** What the next transfers are of. @type {object|null} */

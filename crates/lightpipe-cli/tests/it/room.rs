@@ -61,14 +61,14 @@ const TALK: &str = "(async () => {
     return bins[loudest] > -60 && loudest * sound.sampleRate / analyser.fftSize;
   };
   window.heard = () => [...document.querySelectorAll('.said .text')].map(one => one.textContent);
-  await sound.resume();
+  void sound.resume();
   await room.show(new MediaStream([...canvas.captureStream(15).getTracks(), ...out.stream.getTracks()]));
 })()";
 
-/// Sound without a click, and addresses of this machine instead of mDNS names, which only one browser would know.
+/// Addresses of this machine instead of mDNS names, which only the browser itself would know. The last list of features to disable counts alone, so
+/// the driver's are in it.
 async fn chromium() -> Browser {
     let options = Options::default()
-        .with_arg("--autoplay-policy=no-user-gesture-required")
         .with_arg("--disable-features=WebRtcHideLocalIpsWithMdns,OptimizationHints,MediaRouter,Translate,CalculateNativeWinOcclusion")
         .with_command_timeout(Duration::from_secs(120));
     Browser::launch(Kind::Chromium, options).await.unwrap()
@@ -77,6 +77,7 @@ async fn chromium() -> Browser {
 async fn firefox() -> Browser {
     let options = Options::default()
         .with_firefox_pref("media.autoplay.default", "0")
+        .with_firefox_pref("media.autoplay.block-webaudio", "false")
         .with_firefox_pref("media.peerconnection.ice.loopback", "true")
         .with_firefox_pref("media.peerconnection.ice.obfuscate_host_addresses", "false")
         .with_command_timeout(Duration::from_secs(120));
