@@ -53,6 +53,8 @@ struct Peer {
     room: String,
     capabilities: Vec<String>,
     user_data: Value,
+    /// A secret of its own, by which another connection shows that it is the same peer.
+    resume: Option<String>,
     /// Its offers that nobody answered yet, by whom they went to.
     offers: HashMap<String, Instant>,
 }
@@ -158,10 +160,13 @@ impl Conference {
             let text = format!("user_data is {len} bytes of JSON, {MAX_USER_DATA_LEN} are allowed");
             return Err(RpcError::invalid_params(text).because("too_large"));
         }
+        let resume = params.word("resume")?.filter(|secret| !secret.is_empty()).map(str::to_owned);
         let before = self.peers.get(&connection).filter(|peer| peer.id == id && peer.room == room);
         let already = before.is_some();
         let news = before.is_none_or(|peer| peer.capabilities != capabilities || peer.user_data != user_data);
         match self.rooms.get(&room) {
+            // Its network was gone: the server may notice minutes later that the connection before is dead.
+            Some(members) if resume.is_some() && self.resume_of(members.get(&id)) == resume => {}
             Some(members) if members.get(&id).is_some_and(|other| *other != connection) => {
                 let text = format!("somebody is {id:?} in room {room:?} already");
                 return Err(RpcError::invalid_params(text).because("peer_id_taken"));
@@ -184,8 +189,15 @@ impl Conference {
             told.extend(self.remove(connection, "peer.left", "it is somebody else now"));
             HashMap::new()
         };
+        let shadow = self.rooms.get(&room).and_then(|members| members.get(&id)).filter(|other| **other != connection);
+        if let Some(shadow) = shadow.copied() {
+            self.peers.remove(&shadow);
+            self.rooms.entry(room.clone()).or_default().remove(&id);
+            // What they offered to it is lost; they may offer again at once.
+            self.peers.values_mut().filter(|peer| peer.room == room).for_each(|peer| drop(peer.offers.remove(&id)));
+        }
         let peers = self.others(&room, Some(connection));
-        let peer = Peer { id: id.clone(), room: room.clone(), capabilities, user_data, offers };
+        let peer = Peer { id: id.clone(), room: room.clone(), capabilities, user_data, resume, offers };
         let joined = jsonrpc::notification("peer.joined", &peer.to_value());
         let members = self.rooms.entry(room.clone()).or_default();
         if news {
@@ -302,6 +314,10 @@ impl Conference {
             Some(target) => Ok((to.to_owned(), *target)),
             None => Err(not_found(to)),
         }
+    }
+
+    fn resume_of(&self, connection: Option<&PeerId>) -> Option<String> {
+        self.peers.get(connection?)?.resume.clone()
     }
 
     fn members(&self, room: &str) -> impl Iterator<Item = (&str, PeerId)> {
@@ -608,6 +624,27 @@ mod tests {
         assert_eq!(news.iter().filter(|(_, text)| text == "peer.left p0").count(), 9);
         room.conference.gone(5);
         room.enter(11, "p5");
+    }
+
+    #[test]
+    fn a_peer_whose_network_was_gone_takes_its_place_again() {
+        let mut room = Room::new();
+        let announce = |resume: &str| json!({ "peer_id": "a", "resume": resume });
+        room.say(1, "peer.announce", announce("secret")).0.expect("no error");
+        (2..11).for_each(|n| room.enter(n, &format!("p{n}")));
+        room.say(2, "peer.offer", json!({ "to": "a", "sdp": OFFER })).0.expect("no error");
+        for other in ["", "guess"] {
+            room.refused(11, "peer.announce", announce(other), -32602, Some("peer_id_taken"));
+        }
+        // Nobody hears that it was gone, and its shadow is nobody from now on.
+        let (result, news) = room.say(11, "peer.announce", announce("secret"));
+        assert_eq!(result.expect("no error")["count"], 9);
+        assert!(news.len() == 9 && news.iter().all(|(_, text)| text == "peer.joined a"), "{news:?}");
+        room.refused(1, "peer.list", Value::Null, -32600, Some("not_announced"));
+        assert_eq!(room.conference.gone(1), []);
+        let (_, news) = room.say(2, "peer.offer", json!({ "to": "a", "sdp": OFFER }));
+        assert_eq!(news, told(&[(11, "peer.offer p2")]), "the offer before was lost");
+        room.refused(12, "peer.announce", json!({ "peer_id": "b" }), -32001, None);
     }
 
     /// Whatever is said in whatever order: every peer is in exactly one room under its own name, no room is empty or too full, and nobody

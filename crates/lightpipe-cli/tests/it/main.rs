@@ -38,6 +38,7 @@ mod play;
 mod publish;
 mod refused;
 mod restart;
+mod room;
 mod shutdown;
 mod sound;
 mod whep;

@@ -197,6 +197,7 @@ fn router(app: App) -> Router {
         .route("/assets/{*path}", get(pages::asset))
         .route("/favicon.ico", get(pages::favicon))
         .route("/publish/{stream}", get(pages::publish))
+        .route("/room/{room}", get(pages::room))
         .route("/ws", any(ws::upgrade))
         .route("/api/v1/streams", get(api::streams))
         .route("/api/v1/peers", get(api::peers))

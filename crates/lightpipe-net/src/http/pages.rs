@@ -48,6 +48,11 @@ pub(crate) async fn publish() -> Response {
     file("publish.html")
 }
 
+/// A room is where somebody is; the page itself says what is wrong with a name.
+pub(crate) async fn room() -> Response {
+    file("room.html")
+}
+
 pub(crate) async fn player() -> Response {
     file("player.js")
 }
