@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use lightpipe_media::audio::SAMPLE_RATE_HZ;
+use lightpipe_media::audio::{Level, RtpOrigin, SAMPLE_RATE_HZ};
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
 use lightpipe_media::{AccessUnit, ArrivalClock, AudioPacket, MediaTime, Size, Stages, TrackClock, VideoCodec};
 use str0m::RtcConfig;
@@ -83,9 +83,16 @@ struct Video {
 
 struct Sound {
     mid: Mid,
+    ssrc: Option<Ssrc>,
     clock: TrackClock,
     next_seq_no: Option<u64>,
     last: Option<MediaTime>,
+}
+
+impl Sound {
+    const fn new(mid: Mid) -> Self {
+        Self { mid, ssrc: None, clock: TrackClock::new(SAMPLE_RATE_HZ), next_seq_no: None, last: None }
+    }
 }
 
 impl std::fmt::Debug for Publisher {
@@ -173,8 +180,7 @@ impl Publisher {
             let video = |rid| Video { rid, inbound: Inbound::new(mid, codec), clock: video_clock() };
             rids.map(video).collect()
         });
-        self.audio =
-            audio.map(|mid| Sound { mid, clock: TrackClock::new(SAMPLE_RATE_HZ), next_seq_no: None, last: None });
+        self.audio = audio.map(Sound::new);
         self.offered = Offered { video: video.map(|(codec, _)| codec), audio: audio.is_some(), layers };
     }
 
@@ -306,6 +312,10 @@ impl Publisher {
             Some((info.rtp_time.numer(), i64::try_from(wall.as_micros()).ok()?))
         });
         if let Some(sound) = self.audio.as_mut().filter(|sound| sound.mid == mid) {
+            if sound.ssrc != Some(packet.header.ssrc) {
+                // RFC 3550 §5.1: its sequence numbers and timestamps start anywhere.
+                *sound = Sound { ssrc: Some(packet.header.ssrc), ..Sound::new(mid) };
+            }
             // Late is lost: what comes after it was given out already.
             let seq_no = *packet.seq_no;
             if packet.payload.is_empty() || sound.next_seq_no.is_some_and(|next| seq_no < next) {
@@ -318,6 +328,12 @@ impl Publisher {
             let at = self.config.clock.at(now);
             let captured = sound.clock.capture(packet.time.numer(), at, &mut self.wall);
             let duration = lightpipe_media::audio::opus_duration(&packet.payload);
+            let origin = RtpOrigin {
+                ssrc: *packet.header.ssrc,
+                seq_no,
+                rtp_time: packet.time.numer(),
+                level: packet.header.ext_vals.audio_level.map(|dbov| Level::from_dbov(dbov.into())),
+            };
             let expected = sound.last.replace(captured + duration);
             let packet = AudioPacket {
                 data: packet.payload,
@@ -325,6 +341,7 @@ impl Publisher {
                 duration,
                 encoded: at,
                 starts_talkspurt: expected.is_none_or(|expected| captured.since(expected) > AUDIO_GAP),
+                origin: Some(origin),
             };
             if self.published.len() < MAX_AUDIO {
                 self.published.push_back(Published::Sound(Arc::new(packet)));
