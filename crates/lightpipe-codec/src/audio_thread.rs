@@ -156,6 +156,7 @@ impl Worker {
             duration: span(config.frame_samples as u64),
             encoded: clock.at(Instant::now()),
             starts_talkspurt: frame.starts_run,
+            origin: None,
         })
     }
 }

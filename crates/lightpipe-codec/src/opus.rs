@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use lightpipe_media::audio::SAMPLE_RATE_HZ;
+use lightpipe_media::audio::{SAMPLE_RATE_HZ, opus_duration};
+use lightpipe_media::playout::SoundDecoder;
 use opus::{Application, Bitrate, Channels, Signal};
 
 use crate::audio_encoder::{AudioContent, AudioEncoder, AudioEncoderConfig};
@@ -136,11 +137,60 @@ impl OpusDecoder {
     }
 
     fn run(&mut self, packet: &[u8], room: usize) -> Result<Vec<f32>, EncodeError> {
-        let mut samples = vec![0.0; room * self.channels];
-        let made = self.decoder.decode_float(packet, &mut samples, false).map_err(failed("decode_float"))?;
-        samples.truncate(made * self.channels);
+        let mut samples = Vec::new();
+        self.append(packet, room, false, &mut samples).map_err(failed("decode_float"))?;
         Ok(samples)
     }
+
+    /// Appends what the decoder makes of a packet, or of the copy in it of the one before. An error appends nothing.
+    fn append(&mut self, packet: &[u8], room: usize, copy: bool, out: &mut Vec<f32>) -> opus::Result<()> {
+        let before = out.len();
+        out.resize(before + room * self.channels, 0.0);
+        let made = self.decoder.decode_float(packet, &mut out[before..], copy);
+        out.truncate(before + made.as_ref().map_or(0, |made| made * self.channels));
+        made.map(drop)
+    }
+}
+
+impl SoundDecoder for OpusDecoder {
+    fn decode(&mut self, packet: &[u8], out: &mut Vec<f32>) -> bool {
+        // To libopus an empty packet is a lost one. The sound that a packet holds is what it says: no room is made for more.
+        let room = span_samples(opus_duration(packet));
+        !packet.is_empty() && self.append(packet, room, false, out).is_ok()
+    }
+
+    fn recover(&mut self, next: &[u8], samples: usize, out: &mut Vec<f32>) -> bool {
+        has_copy(next) && self.append(next, samples, true, out).is_ok()
+    }
+
+    fn conceal(&mut self, samples: usize, out: &mut Vec<f32>) {
+        // Only a wrong length fails, and what is missing is silence.
+        let _ = self.append(&[], samples, false, out);
+    }
+
+    fn reset(&mut self) {
+        // Fails for decoders that were never made.
+        let _ = self.decoder.reset_state();
+    }
+}
+
+/// Whether a packet holds a copy of the one before: behind the TOC byte of a packet of one frame with the speech coder come the voice flags
+/// and then the LBRR flag, of the first channel (RFC 6716 §4.2.3, §4.2.4).
+fn has_copy(packet: &[u8]) -> bool {
+    let [toc, first, ..] = packet else { return false };
+    let (config, one_frame) = (toc >> 3, toc & 3 == 0);
+    // A SILK frame is 20 ms at most; 40 and 60 ms are two and three of them, each with a flag of its own.
+    let frames = match config {
+        0..=11 => [1, 1, 2, 3][usize::from(config & 3)],
+        12..=15 => 1,
+        _ => return false,
+    };
+    one_frame && first >> (7 - frames) & 1 == 1
+}
+
+/// Samples of one channel.
+fn span_samples(span: Duration) -> usize {
+    (span.as_micros() * u128::from(SAMPLE_RATE_HZ) / 1_000_000) as usize
 }
 
 fn channels(count: usize) -> Result<Channels, EncodeError> {

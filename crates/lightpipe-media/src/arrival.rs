@@ -45,6 +45,15 @@ const SLEW: f64 = 0.02;
 /// Further off than this is no matter of drift: the clock was set, and times jump with it.
 const JUMP: Duration = Duration::from_millis(500);
 
+/// A sender's clock that goes back by this, or ahead of the time that passes by [`AHEAD`], was set: no packet is overtaken by a second.
+const BACK: Duration = Duration::from_secs(1);
+
+/// The same ahead: longer than a sender pauses without its clock.
+const AHEAD: Duration = Duration::from_secs(5);
+
+/// Tracks are never this far apart. Reports that say so come from a wall clock that was set, and count for nothing.
+const UNBELIEVABLE: Duration = Duration::from_secs(1);
+
 /// Capture times of one track. Until the publisher's first sender report the track stands for itself; from then on all tracks that share a
 /// `wall` clock agree, and the change is made slowly.
 #[derive(Debug, Clone)]
@@ -56,6 +65,8 @@ pub struct TrackClock {
     /// By how much the times given out are off `own`, microseconds.
     shift: Option<i64>,
     last: Option<MediaTime>,
+    /// Own time, microseconds, and arrival of the packet before.
+    before: Option<(i64, MediaTime)>,
 }
 
 impl TrackClock {
@@ -67,6 +78,7 @@ impl TrackClock {
             report: None,
             shift: None,
             last: None,
+            before: None,
         }
     }
 
@@ -78,6 +90,14 @@ impl TrackClock {
     /// Capture time of an extended RTP timestamp that arrived now. `wall` is what the publisher's tracks share.
     pub fn capture(&mut self, rtp: u64, arrived: MediaTime, wall: &mut ArrivalClock) -> MediaTime {
         let own = (i128::from(rtp) * 1_000_000 / i128::from(self.rate_hz.max(1))) as i64;
+        if let Some((before, then)) = self.before {
+            let passed = arrived.as_micros().saturating_sub(then.as_micros());
+            let step = own.saturating_sub(before);
+            if step < -(BACK.as_micros() as i64) || step.saturating_sub(passed) > AHEAD.as_micros() as i64 {
+                *self = Self::new(self.rate_hz);
+            }
+        }
+        self.before = Some((own, arrived));
         self.own.observe(own, arrived);
         let alone = self.own.map(own).unwrap_or(arrived);
         let together = self.report.and_then(|(at, time)| {
@@ -86,7 +106,8 @@ impl TrackClock {
             wall.observe(sent, arrived);
             wall.map(sent)
         });
-        let wanted = together.map_or(0, |together| together.as_micros() - alone.as_micros());
+        let wanted = together.map_or(0, |together| together.as_micros().saturating_sub(alone.as_micros()));
+        let wanted = if wanted.unsigned_abs() < UNBELIEVABLE.as_micros() as u64 { wanted } else { 0 };
         let shift = match (self.shift, self.last) {
             (Some(shift), Some(last)) if (wanted - shift).unsigned_abs() < JUMP.as_micros() as u64 => {
                 let most = (alone.since(last).as_micros() as f64 * SLEW) as i64;
@@ -140,6 +161,27 @@ mod tests {
             }
         }
         assert!(worst < 4_000, "{worst} µs off");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_believed_at_once() {
+        for set in [-20_000_000i64, -2_000_000, 30_000_000] {
+            // Both clocks in turn: the track's, and the wall clock of its reports.
+            for of_track in [true, false] {
+                let (mut clock, mut wall) = (TrackClock::new(48_000), ArrivalClock::default());
+                let mut worst = 0;
+                for n in 0..1000i64 {
+                    let (time, set) = (n * 20_000, if n < 500 { 0 } else { set });
+                    let rtp = |time: i64| ((60_000_000 + time + if of_track { set } else { 0 }) * 48 / 1000) as u64;
+                    if n % 50 == 0 {
+                        clock.report(rtp(time), 1_700_000_000_000_000 + time + if of_track { 0 } else { set });
+                    }
+                    let captured = clock.capture(rtp(time), at(time + 5_000), &mut wall);
+                    worst = worst.max((captured.as_micros() - time - 5_000).abs());
+                }
+                assert!(worst <= 40, "set by {set} µs, the track's: {of_track}: {worst} µs off");
+            }
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod h264;
 pub mod histogram;
 pub mod nut;
 pub mod packetize;
+pub mod playout;
 pub mod queue;
 pub mod stream;
 pub mod time;

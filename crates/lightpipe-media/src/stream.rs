@@ -817,6 +817,7 @@ mod tests {
             duration: Duration::from_millis(20),
             encoded: at(0),
             starts_talkspurt: false,
+            origin: None,
         })
     }
 

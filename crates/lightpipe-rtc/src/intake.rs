@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use lightpipe_media::audio::SAMPLE_RATE_HZ;
+use lightpipe_media::audio::{Level, RtpOrigin, SAMPLE_RATE_HZ};
 use lightpipe_media::time::VIDEO_CLOCK_RATE_HZ;
 use lightpipe_media::{
     AccessUnit, ArrivalClock, AudioPacket, MediaClock, MediaTime, Size, Stages, TrackClock, VideoCodec,
@@ -83,9 +83,16 @@ struct Video {
 
 struct Sound {
     mid: Mid,
+    ssrc: Option<Ssrc>,
     clock: TrackClock,
     next_seq_no: Option<u64>,
     last: Option<MediaTime>,
+}
+
+impl Sound {
+    const fn new(mid: Mid) -> Self {
+        Self { mid, ssrc: None, clock: TrackClock::new(SAMPLE_RATE_HZ), next_seq_no: None, last: None }
+    }
 }
 
 impl std::fmt::Debug for Intake {
@@ -120,8 +127,7 @@ impl Intake {
             self.offered.video = video.map(|(codec, _)| codec);
         }
         if self.audio.as_ref().map(|sound| sound.mid) != audio {
-            self.audio =
-                audio.map(|mid| Sound { mid, clock: TrackClock::new(SAMPLE_RATE_HZ), next_seq_no: None, last: None });
+            self.audio = audio.map(Sound::new);
         }
         self.offered = Offered { video: self.offered.video, audio: audio.is_some(), layers };
     }
@@ -211,6 +217,10 @@ impl Intake {
             Some((info.rtp_time.numer(), i64::try_from(wall.as_micros()).ok()?))
         });
         if let Some(sound) = self.audio.as_mut().filter(|sound| sound.mid == mid) {
+            if sound.ssrc != Some(packet.header.ssrc) {
+                // RFC 3550 §5.1: its sequence numbers and timestamps start anywhere.
+                *sound = Sound { ssrc: Some(packet.header.ssrc), ..Sound::new(mid) };
+            }
             // Late is lost: what comes after it was given out already.
             let seq_no = *packet.seq_no;
             if packet.payload.is_empty() || sound.next_seq_no.is_some_and(|next| seq_no < next) {
@@ -223,6 +233,12 @@ impl Intake {
             let at = media_clock.at(now);
             let captured = sound.clock.capture(packet.time.numer(), at, &mut self.wall);
             let duration = lightpipe_media::audio::opus_duration(&packet.payload);
+            let origin = RtpOrigin {
+                ssrc: *packet.header.ssrc,
+                seq_no,
+                rtp_time: packet.time.numer(),
+                level: packet.header.ext_vals.audio_level.map(|dbov| Level::from_dbov(dbov.into())),
+            };
             let expected = sound.last.replace(captured + duration);
             let packet = AudioPacket {
                 data: packet.payload,
@@ -230,6 +246,7 @@ impl Intake {
                 duration,
                 encoded: at,
                 starts_talkspurt: expected.is_none_or(|expected| captured.since(expected) > AUDIO_GAP),
+                origin: Some(origin),
             };
             if self.published.len() < MAX_AUDIO {
                 self.published.push_back(Published::Sound(Arc::new(packet)));

@@ -581,8 +581,14 @@ fn container(bytes: &[u8]) {
             writer.video(&AccessUnit::new(codec, data, captured, kind & 8 == 0, Size::new(64, 48), stages));
         } else {
             let duration = Duration::from_micros(u64::from(kind) * 1000);
-            let packet =
-                AudioPacket { data: data.into(), captured, duration, encoded: captured, starts_talkspurt: false };
+            let packet = AudioPacket {
+                data: data.into(),
+                captured,
+                duration,
+                encoded: captured,
+                starts_talkspurt: false,
+                origin: None,
+            };
             writer.audio(&packet);
         }
         apply(&mut *writer);

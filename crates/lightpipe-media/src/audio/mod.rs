@@ -2,12 +2,16 @@
 
 mod align;
 mod framer;
+mod mix;
+mod speaker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use align::{Aligner, MAX_DRIFT};
 pub use framer::{Frame, Framer};
+pub use mix::{Mix, Mixer};
+pub use speaker::ActiveSpeaker;
 
 use crate::time::MediaTime;
 
@@ -43,7 +47,7 @@ impl AudioBlock {
 }
 
 /// One encoded frame of sound (Opus, RFC 6716). Shared by all outlets behind an `Arc`; it is its own RTP payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AudioPacket {
     /// The encoder's bytes.
     pub data: Arc<[u8]>,
@@ -55,6 +59,53 @@ pub struct AudioPacket {
     pub encoded: MediaTime,
     /// Something is missing between the packet before and this one: RTP's marker for audio (RFC 7587 §4.2).
     pub starts_talkspurt: bool,
+    /// What it came in, if it came over a network: then `encoded` is when it came.
+    pub origin: Option<RtpOrigin>,
+}
+
+/// What the RTP packet said that brought a frame of sound (RFC 3550 §5.1), for who plays it out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RtpOrigin {
+    /// The sender's stream.
+    pub ssrc: u32,
+    /// Without its wraps.
+    pub seq_no: u64,
+    /// RTP timestamp without its wraps, ticks of the sender's 48 kHz.
+    pub rtp_time: u64,
+    /// How loud the sender says it is, where it does (RFC 6464).
+    pub level: Option<Level>,
+}
+
+/// How loud sound is (RFC 6464 §3): decibels below the loudest that there is, as a root mean square.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Level(f32);
+
+impl Level {
+    /// Silence.
+    pub const MIN: Self = Self(-127.0);
+
+    /// From dBov; what is not from -127 to 0 is taken for the nearest that is.
+    pub const fn from_dbov(dbov: f32) -> Self {
+        // Not a number is silence.
+        Self(if dbov > 0.0 {
+            0.0
+        } else if dbov >= -127.0 {
+            dbov
+        } else {
+            -127.0
+        })
+    }
+
+    /// Of samples.
+    pub fn of(samples: &[f32]) -> Self {
+        let power = samples.iter().map(|s| s * s).sum::<f32>() / samples.len().max(1) as f32;
+        Self::from_dbov(10.0 * power.log10())
+    }
+
+    /// -127 to 0.
+    pub const fn dbov(self) -> f32 {
+        self.0
+    }
 }
 
 /// How much sound an Opus packet holds (RFC 6716 §3.1); 20 ms for bytes that are none.
@@ -83,6 +134,20 @@ pub const fn span(samples: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn levels_are_below_the_loudest() {
+        let check = |samples: &[f32], dbov: f32| {
+            assert!((Level::of(samples).dbov() - dbov).abs() < 0.01, "{samples:?}: {:?}", Level::of(samples));
+        };
+        check(&[1.0, -1.0], 0.0);
+        check(&[0.5, -0.5], -6.02);
+        check(&[1.0, 0.0], -3.01);
+        check(&[3.0, 3.0], 0.0);
+        check(&[0.0, 0.0], -127.0);
+        check(&[], -127.0);
+        check(&[f32::NAN], -127.0);
+    }
 
     #[test]
     fn packets_tell_how_long_they_are() {

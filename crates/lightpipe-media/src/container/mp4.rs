@@ -549,7 +549,14 @@ mod tests {
 
     fn packet(ms: i64) -> AudioPacket {
         let duration = Duration::from_millis(20);
-        AudioPacket { data: [0xfc, 1, 2].into(), captured: at(ms), duration, encoded: at(ms), starts_talkspurt: false }
+        AudioPacket {
+            data: [0xfc, 1, 2].into(),
+            captured: at(ms),
+            duration,
+            encoded: at(ms),
+            starts_talkspurt: false,
+            origin: None,
+        }
     }
 
     /// The file so far.

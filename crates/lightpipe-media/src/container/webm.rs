@@ -379,7 +379,14 @@ mod tests {
         let duration = Duration::from_millis(20);
         (
             AccessUnit::new(VideoCodec::Vp8, data, at, keyframe, Size::new(640, 360), Stages::all_at(at)),
-            AudioPacket { data: [0xfc, 1].into(), captured: at, duration, encoded: at, starts_talkspurt: false },
+            AudioPacket {
+                data: [0xfc, 1].into(),
+                captured: at,
+                duration,
+                encoded: at,
+                starts_talkspurt: false,
+                origin: None,
+            },
         )
     }
 

@@ -5,6 +5,7 @@
 mod adapt;
 mod crowd;
 mod outage;
+mod playout;
 mod rfc8867;
 mod step;
 

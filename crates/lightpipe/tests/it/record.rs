@@ -96,7 +96,7 @@ fn packets(from: i64, until: i64) -> Vec<Media> {
         }
         let duration = opus_duration(&data);
         let (captured, data) = (at(captured), data.into());
-        let packet = AudioPacket { data, captured, duration, encoded: captured, starts_talkspurt: false };
+        let packet = AudioPacket { data, captured, duration, encoded: captured, starts_talkspurt: false, origin: None };
         packets.push(Media::Packet(Arc::new(packet)));
     }
     packets
