@@ -35,6 +35,8 @@ const PLAY_EXAMPLES: &str = "Examples:
   lightpipe play https://media.example/whep/cam --token SECRET -o cam.mp4 --seconds 60
   lightpipe play https://media.example/whep/cam --raw | ffplay -f rawvideo -video_size 1280x720 -
   lightpipe play https://media.example/whep/cam --pcm --seconds 10 > sound.pcm
+  lightpipe play https://media.example/whep/cam --live --pcm | aplay -f S16_LE -r 48000 -c 2
+  lightpipe play https://media.example/whep/cam --live --json
 
 Plays until SIGINT or SIGTERM, until --seconds are over, or until nobody reads standard output any more. A server that comes back
 is connected to again.
@@ -256,6 +258,12 @@ pub(crate) struct PlayFlags {
     /// Decoded sound on standard output: s16le, 48 kHz, stereo; what was lost is concealed
     #[arg(long, conflicts_with = "raw")]
     pub(crate) pcm: bool,
+    /// Play in real time: 10 ms of sound each 10 ms through an adaptive jitter buffer, and pictures when their sound is heard
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) live: bool,
+    /// With --live: how it goes, each second and at the end, as a line of JSON on standard error
+    #[arg(long, requires = "live")]
+    pub(crate) json: bool,
     /// End so many seconds after the first picture or sound
     #[arg(long, value_parser = seconds)]
     pub(crate) seconds: Option<f64>,
@@ -389,6 +397,8 @@ pub(crate) enum Bench {
     Fanout(FanoutFlags),
     /// CPU per picture of the best layer alone, of all layers, and with many outlets; no network
     Ladder(LadderFlags),
+    /// CPU of a conference: everybody decoded, mixed for everybody else, and encoded; no network
+    Mix(MixFlags),
     /// Native viewers for a fan-out measurement (started by `bench fanout` in a process of its own)
     #[command(hide = true)]
     Viewers(ViewersFlags),
@@ -486,6 +496,23 @@ pub(crate) struct LadderFlags {
     /// Rows of the picture
     #[arg(long, default_value_t = 720)]
     pub(crate) height: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `bench mix`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MixFlags {
+    /// Who talks
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) talkers: u32,
+    /// Who only listens
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) listeners: u32,
+    /// Seconds of sound
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub(crate) seconds: u32,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

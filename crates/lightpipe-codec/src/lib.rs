@@ -2,7 +2,8 @@
 //!
 //! [`VideoEncoder`] is what a backend implements; [`openh264`] is the default backend, `vp8` (feature `vpx`) the one
 //! for viewers without H.264. [`EncodeThread`] takes raw pictures from a source's queue, asks the stream and its layers what
-//! their outlets want, and publishes access units. [`AudioEncoder`], [`opus`] and [`AudioThread`] are the same for sound.
+//! their outlets want, and publishes access units. [`AudioEncoder`], [`opus`] and [`AudioThread`] are the same for sound. [`Playback`]
+//! is the other end: a stream that is heard and seen here.
 
 pub mod audio_encoder;
 mod audio_thread;
@@ -14,6 +15,7 @@ mod layer;
 pub mod openh264;
 pub mod openh264_decoder;
 pub mod opus;
+mod playback;
 mod thread;
 #[cfg(feature = "vpx")]
 pub mod vp8;
@@ -25,4 +27,5 @@ pub use audio_thread::{AudioSetup, AudioThread};
 pub use budget::CpuBudget;
 pub use decoder::{DecodeError, VideoDecoder, decoder_for};
 pub use encoder::{Content, EncodeError, Encoded, EncoderConfig, VideoEncoder};
+pub use playback::Playback;
 pub use thread::{Alternative, EncodeThread, MakeEncoder, Setup};

@@ -13,6 +13,7 @@
 pub mod client;
 pub mod http;
 pub mod media;
+mod playout;
 pub mod record;
 mod registry;
 
@@ -22,5 +23,6 @@ pub use client::{
 };
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};
+pub use playout::playout_to_json;
 pub use record::{FileRecorder, RecordError, RecordOptions, RecordStats};
 pub use registry::{NameTaken, StreamEntry, Streams};

@@ -359,6 +359,11 @@ impl Server {
         &self.events
     }
 
+    /// The media clock: capture times of all streams are on it.
+    pub const fn clock(&self) -> MediaClock {
+        self.clock
+    }
+
     /// Process ids of the children of sources, by stream.
     pub fn children(&self) -> Vec<(String, u32)> {
         let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);

@@ -184,6 +184,16 @@ const NEEDS: &[Need] = &[
     },
     Need {
         since: For::Testing,
+        why: "a peer whose clock runs fast is heard",
+        sign: Sign::Program(if cfg!(target_os = "linux") { &["faketime"] } else { &["cargo"] }),
+        debian: &["faketime"],
+        fedora: "libfaketime",
+        arch: "libfaketime",
+        brew: "",
+        winget: "",
+    },
+    Need {
+        since: For::Testing,
         why: "rendering tests on machines without a GPU",
         sign: Sign::Package,
         debian: &["mesa-vulkan-drivers"],

@@ -7,6 +7,7 @@ mod frames;
 mod ladder;
 mod latency;
 mod machine;
+mod mix;
 mod viewers;
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<ExitCode> {
         Bench::Latency(flags) => latency::run(flags),
         Bench::Fanout(flags) => fanout::run(flags),
         Bench::Ladder(flags) => ladder::run(flags),
+        Bench::Mix(flags) => mix::run(flags),
         Bench::Viewers(flags) => viewers::run(flags),
         Bench::Frames(flags) => frames::run(flags),
     }

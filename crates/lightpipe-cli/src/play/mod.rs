@@ -1,5 +1,6 @@
 //! `lightpipe play`: a WHEP server's stream into a file, or decoded to standard output.
 
+mod live;
 mod raw;
 
 use std::process::ExitCode;
@@ -8,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use lightpipe::{Client, ClientState, Endpoint, NamedSource, Server, SourceSpec};
-use lightpipe_media::Stream;
+use lightpipe_media::{MediaClock, Stream};
 use lightpipe_net::record::{FileRecorder, RecordError, RecordOptions, RecordStats};
 
+use self::live::LiveOutput;
 use self::raw::{Medium, RawOutput};
 use crate::cli::PlayFlags;
 use crate::process::{Signals, init_logging};
@@ -55,7 +57,7 @@ pub(crate) fn run(flags: &PlayFlags) -> anyhow::Result<ExitCode> {
                 tracing::info!(signal, "stopping");
                 Ok(())
             }
-            played = play(flags, &client, &stream, recorder.as_ref(), limit) => played,
+            played = play(flags, &client, (&stream, server.clock()), recorder.as_ref(), limit) => played,
         }
     });
     // The file first: what came is whole in it, however long the server takes to say goodbye.
@@ -87,7 +89,7 @@ fn tell_recorded(flags: &PlayFlags, stats: &RecordStats) {
 async fn play(
     flags: &PlayFlags,
     client: &Client,
-    stream: &Arc<Stream>,
+    (stream, clock): (&Arc<Stream>, MediaClock),
     recorder: Option<&FileRecorder>,
     limit: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
@@ -99,8 +101,11 @@ async fn play(
     if medium == Some(Medium::Sound) && !stream.has_audio() {
         bail!("{} sends no sound", client.host());
     }
-    let raw = medium.map(|medium| RawOutput::start(stream, medium)).transpose()?;
+    let live = flags.live.then(|| LiveOutput::start(stream, clock, medium, flags.json)).transpose()?;
+    let (_live, live_end) = live.unzip();
+    let raw = medium.filter(|_| !flags.live).map(|medium| RawOutput::start(stream, medium)).transpose()?;
     let (_raw, end) = raw.unzip();
+    let end = live_end.or(end);
     let written = async {
         match end {
             Some(end) => end.await.unwrap_or(Ok(())),

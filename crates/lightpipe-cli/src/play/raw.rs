@@ -20,7 +20,7 @@ const MAX_PICTURES: usize = 32;
 const MAX_SOUND: usize = 64;
 
 /// Channels of the PCM.
-const CHANNELS: usize = 2;
+pub(super) const CHANNELS: usize = 2;
 
 /// Missing sound up to this is made up by the decoder, the rest is silence.
 const CONCEALED: Duration = Duration::from_millis(60);
@@ -199,7 +199,7 @@ fn samples(span: Duration) -> usize {
     (span.as_micros() * u128::from(SAMPLE_RATE_HZ) / 1_000_000) as usize
 }
 
-fn write_samples(out: &mut impl Write, samples: &[f32]) -> io::Result<()> {
+pub(super) fn write_samples(out: &mut impl Write, samples: &[f32]) -> io::Result<()> {
     let bytes: Vec<u8> = samples.iter().flat_map(|s| ((s.clamp(-1.0, 1.0) * 32_767.0) as i16).to_le_bytes()).collect();
     out.write_all(&bytes)
 }

@@ -35,6 +35,7 @@ mod outage;
 mod pictures;
 mod pipes;
 mod play;
+mod playout;
 mod publish;
 mod refused;
 mod restart;

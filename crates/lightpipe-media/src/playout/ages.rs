@@ -16,6 +16,8 @@ const MOST: usize = 2048;
 pub(super) struct Ages {
     seen: VecDeque<(MediaTime, i64)>,
     scratch: Vec<i64>,
+    /// The last answer, until something comes: it is asked for with each block.
+    known: Option<(f64, Duration)>,
 }
 
 impl Ages {
@@ -24,6 +26,7 @@ impl Ages {
         while self.seen.front().is_some_and(|(at, _)| arrived.since(*at) > MEMORY) || self.seen.len() >= MOST {
             self.seen.pop_front();
         }
+        self.known = None;
         self.seen.push_back((arrived, arrived.as_micros().saturating_sub(captured.as_micros())));
     }
 
@@ -33,15 +36,21 @@ impl Ages {
 
     pub(super) fn clear(&mut self) {
         self.seen.clear();
+        self.known = None;
     }
 
     /// The age that a share of them did not exceed; none without any.
     pub(super) fn quantile(&mut self, share: f64) -> Option<Duration> {
+        if let Some((_, age)) = self.known.filter(|(of, _)| *of == share) {
+            return Some(age);
+        }
         let rank = ((self.seen.len() as f64 * share).ceil() as usize).checked_sub(1)?;
         self.scratch.clear();
         self.scratch.extend(self.seen.iter().map(|(_, age)| *age));
         let (_, age, _) = self.scratch.select_nth_unstable(rank);
-        Some(Duration::from_micros(u64::try_from(*age).unwrap_or(0)))
+        let age = Duration::from_micros(u64::try_from(*age).unwrap_or(0));
+        self.known = Some((share, age));
+        Some(age)
     }
 }
 

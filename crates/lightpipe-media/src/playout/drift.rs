@@ -20,6 +20,9 @@ const MOST_ERROR_PPM: f64 = 100.0;
 /// So many fastest packets in a row on one side of the line are another path or a clock that was set, not noise.
 const STEP_BUCKETS: usize = 3;
 
+/// The shortest delay itself changes by about so much, seconds: timers, queues, a sender that starts.
+const WANDER: f64 = 0.000_25;
+
 /// How often the line is laid through the lower half of the points again.
 const LOWERED: usize = 3;
 
@@ -34,7 +37,7 @@ const LEAST_STEP: f64 = 0.005;
 pub struct Drift {
     /// Parts per million; negative for a slow clock.
     pub ppm: f64,
-    /// Two standard errors, ppm: nineteen times out of twenty the truth is nearer than this.
+    /// Two standard errors and what the shortest delay may have changed by, ppm: nineteen times out of twenty the truth is nearer than this.
     pub error_ppm: f64,
 }
 
@@ -157,6 +160,8 @@ impl DriftEstimator {
             points.drain(..self.line.len() / FAULTY);
             fit = Fit::through(&points);
         }
+        let span = self.line.back().map_or(0.0, |last| last.at) - self.line.front().map_or(0.0, |first| first.at);
+        fit.error += WANDER / span.max(1.0);
         self.fit = Some(fit);
         if fit.error * 1e6 <= MOST_ERROR_PPM {
             self.known = Some(Drift { ppm: -fit.slope * 1e6, error_ppm: fit.error * 1e6 });

@@ -67,7 +67,7 @@ const JUMP_BACK: u64 = SAMPLE_RATE_HZ as u64;
 const JUMP_AHEAD: Duration = Duration::from_secs(5);
 
 /// Taps of the resampler's filter; with the speed so near to one there is next to nothing to fold.
-const TAPS: usize = 64;
+const TAPS: usize = 32;
 
 /// Sound of one peer.
 pub(super) struct SoundBuffer<D> {
