@@ -827,6 +827,7 @@ Object.assign(window, {
     /** @param {string} id */ tile: (id) => (id ? tiles.get(id)?.element : own.element),
     /** @param {MediaStream} stream */
     async show(stream) {
+      if (!local.given) for (const track of [local.audio, local.video]) track?.stop();
       local.given = true;
       local.audio = stream.getAudioTracks()[0] ?? null;
       local.video = stream.getVideoTracks()[0] ?? null;
