@@ -131,7 +131,9 @@ impl Pair {
                 // Parameter sets of 1280×720, and a slice without zeros.
                 let mut data = Vec::new();
                 if keyframe {
-                    data.extend_from_slice(&[0, 0, 0, 1, 0x67, 0x42, 0xc0, 0x1f, 0x8c, 0x8d, 0x40, 0x28, 0x02, 0xdd, 0x00]);
+                    data.extend_from_slice(&[
+                        0, 0, 0, 1, 0x67, 0x42, 0xc0, 0x1f, 0x8c, 0x8d, 0x40, 0x28, 0x02, 0xdd, 0x00,
+                    ]);
                     data.extend_from_slice(&[0xf0, 0x88, 0x46, 0xa0]);
                     data.extend_from_slice(&[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
                 }
