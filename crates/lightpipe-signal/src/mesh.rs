@@ -275,8 +275,8 @@ impl Mesh {
         if let Some(peer) = self.peers.get_mut(id) {
             let session = |data: &Value| data.get("session").and_then(Value::as_str).map(str::to_owned);
             let (before, after) = (session(&peer.user_data), session(&user_data));
-            // Who says nothing of its session and was away is another one.
-            let same = if before.is_none() && after.is_none() { peer.present } else { before == after };
+            // Who says nothing of its session is taken for the same: its next description tells.
+            let same = before.is_none() || after.is_none() || before == after;
             peer.present = true;
             peer.user_data = user_data.clone();
             if same {
@@ -687,6 +687,9 @@ mod tests {
         mesh.vanished("z");
         mesh.joined(now, "z", json!({ "session": "2" }));
         assert_eq!(actions(&mut mesh), ["close 1", "left z", "joined z", "offer z 3"], "it is another one");
+        mesh.vanished("a");
+        mesh.joined(now, "a", Value::Null);
+        assert_eq!(actions(&mut mesh), [""; 0], "it does not say, so its next description will");
         mesh.vanished("a");
         mesh.silent(now, 2);
         assert_eq!(actions(&mut mesh), ["close 2", "left a"]);

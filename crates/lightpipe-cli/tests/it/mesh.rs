@@ -173,14 +173,25 @@ const PAGE: &str = "(async () => {
   const ws = window.ws = new WebSocket('URL');
   let last = 0;
   const call = (method, params) => ws.send(JSON.stringify({ jsonrpc: '2.0', id: ++last, method, params }));
+  const listen = async (peer, track) => {
+    const reader = new MediaStreamTrackProcessor({ track }).readable.getReader();
+    for (;;) {
+      const { value: block, done } = await reader.read();
+      if (done) return;
+      const samples = new Float32Array(block.numberOfFrames);
+      block.copyTo(samples, { planeIndex: 0, format: 'f32-planar' });
+      peer.peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), peer.peak);
+      block.close();
+    }
+  };
   const meet = id => {
     if (peers[id]) return peers[id];
-    const pc = new RTCPeerConnection(), video = document.body.appendChild(Object.assign(document.createElement('video'), { muted: true, autoplay: true }));
+    const pc = new RTCPeerConnection(), video = document.body.appendChild(Object.assign(document.createElement('video'), { autoplay: true }));
     const stream = new MediaStream([...canvas.captureStream(15).getTracks(), ...out.stream.getTracks()]);
-    const peer = peers[id] = { pc, video, said: [] };
+    const peer = peers[id] = { pc, video, said: [], peak: 0 };
     peer.chat = pc.createDataChannel('chat', { negotiated: true, id: 100 });
     peer.chat.onmessage = ({ data }) => peer.said.push(JSON.parse(data));
-    pc.ontrack = ({ track }) => { (video.srcObject ??= new MediaStream()).addTrack(track); };
+    pc.ontrack = ({ track }) => { (video.srcObject ??= new MediaStream()).addTrack(track); if (track.kind === 'audio') listen(peer, track); };
     pc.onicecandidate = ({ candidate }) => call('peer.ice_candidate', { to: id, candidate });
     if (me < id) pc.onnegotiationneeded = async () => {
       await pc.setLocalDescription();
@@ -207,7 +218,7 @@ const PAGE: &str = "(async () => {
   await new Promise((resolve, reject) => { ws.onopen = resolve; ws.onerror = reject; });
   call('peer.announce', { peer_id: me, room: 'lab', user_data: {} });
   window.inbound = async id => {
-    const found = { pictures: 0, energy: 0 };
+    const found = { pictures: 0, energy: 0, peak: peers[id].peak };
     for (const report of (await peers[id].pc.getStats()).values()) {
       if (report.type === 'inbound-rtp' && report.kind === 'video') found.pictures = report.framesDecoded;
       if (report.type === 'inbound-rtp' && report.kind === 'audio') found.energy = report.totalAudioEnergy;
@@ -229,7 +240,7 @@ async fn a_page_and_native_peers_see_and_hear_each_other() {
     page.evaluate(&PAGE.replace("URL", &signalling(&server))).await.unwrap();
     for native in &natives {
         native.wait("connected", Some("page"));
-        let seen = format!("inbound('{}').then(f => f.pictures > 20 && f.energy > 0)", native.name);
+        let seen = format!("inbound('{}').then(f => f.pictures > 20 && (f.energy > 0 || f.peak > 0.02))", native.name);
         page.wait_until(&seen, PATIENCE).await.unwrap_or_else(|error| panic!("{}: {error}", native.name));
         let enough = |f: &Value| f["pictures"].as_u64() > Some(20) && f["audio_packets"].as_u64() > Some(20);
         native.wait_figures("page", "pictures and sound", enough);

@@ -75,13 +75,22 @@ pub struct MeshConfig {
     pub user_data: Value,
     /// Data channels to each peer.
     pub channels: Vec<ChannelInit>,
+    /// By which we take our place again, although the server has not noticed that we were gone.
+    resume: String,
 }
 
 impl MeshConfig {
     /// With the channels [`CHAT`] and [`FILES`], and nothing to say of ourselves.
     pub fn new(url: Uri, room: impl Into<String>, id: impl Into<String>) -> Self {
         let channels = [CHAT, FILES].map(|(label, id)| ChannelInit::new(label).negotiated(id)).to_vec();
-        Self { url, room: room.into(), id: id.into(), user_data: json!({}), channels }
+        Self {
+            url,
+            room: room.into(),
+            id: id.into(),
+            user_data: json!({}),
+            channels,
+            resume: crate::media::random_id(),
+        }
     }
 }
 
@@ -447,6 +456,7 @@ async fn connect(config: &MeshConfig, sends: &Stream) -> Connected {
         }
         let params = json!({
             "peer_id": config.id, "room": config.room, "capabilities": capabilities, "user_data": config.user_data,
+            "resume": config.resume,
         });
         let announce = jsonrpc::request(1, "peer.announce", &params);
         socket.send(Frame::text(announce)).await.map_err(|error| unreachable(error.to_string()))?;

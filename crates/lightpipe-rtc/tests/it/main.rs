@@ -9,6 +9,7 @@ mod ice;
 mod lab;
 mod lifetime;
 mod loss;
+mod mutual;
 mod negotiation;
 mod offers;
 mod operations;
