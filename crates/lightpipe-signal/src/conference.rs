@@ -194,7 +194,9 @@ impl Conference {
             self.peers.remove(&shadow);
             self.rooms.entry(room.clone()).or_default().remove(&id);
             // What they offered to it is lost; they may offer again at once.
-            self.peers.values_mut().filter(|peer| peer.room == room).for_each(|peer| drop(peer.offers.remove(&id)));
+            for peer in self.peers.values_mut().filter(|peer| peer.room == room) {
+                peer.offers.remove(&id);
+            }
         }
         let peers = self.others(&room, Some(connection));
         let peer = Peer { id: id.clone(), room: room.clone(), capabilities, user_data, resume, offers };
