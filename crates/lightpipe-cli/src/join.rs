@@ -10,6 +10,7 @@ use anyhow::bail;
 use lightpipe::{ChannelEvent, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource, Server};
 use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream, Subscription};
 use lightpipe_net::client::mesh::CHAT;
+use lightpipe_signal::{Chat, chat};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -95,7 +96,7 @@ struct Room<'a> {
     watched: BTreeMap<String, Watched>,
     first: mpsc::UnboundedReceiver<(String, &'static str, Instant)>,
     first_sender: mpsc::UnboundedSender<(String, &'static str, Instant)>,
-    next_chat: u64,
+    chat: Chat,
 }
 
 /// Somebody whose stream we take.
@@ -135,7 +136,7 @@ impl Outlet for First {
 impl<'a> Room<'a> {
     fn new(flags: &'a JoinFlags, me: &'a str, mesh: MeshHandle) -> Self {
         let (first_sender, first) = mpsc::unbounded_channel();
-        Self { flags, me, mesh, watched: BTreeMap::new(), first, first_sender, next_chat: 1 }
+        Self { flags, me, mesh, watched: BTreeMap::new(), first, first_sender, chat: Chat::new() }
     }
 
     /// One thing that happened: for programs, or for people.
@@ -161,7 +162,7 @@ impl<'a> Room<'a> {
                     });
                 }
                 line = next_line(&mut lines) => match line {
-                    Some(line) => self.chat(&line).await,
+                    Some(line) => self.write(&line).await,
                     None => lines = None,
                 },
                 _ = turn.tick() => if self.flags.json {
@@ -198,6 +199,7 @@ impl<'a> Room<'a> {
             }
             MeshEvent::Left { peer } => {
                 self.watched.remove(&peer);
+                self.chat.left(&peer);
                 self.say(json!({ "event": "left", "peer": peer }), || format!("{peer}: left"));
             }
             MeshEvent::State { peer, state } => {
@@ -216,41 +218,63 @@ impl<'a> Room<'a> {
         }
     }
 
-    async fn on_channel(&self, peer: &str, event: ChannelEvent) {
+    async fn on_channel(&mut self, peer: &str, event: ChannelEvent) {
         match event {
             ChannelEvent::Open { label } => {
+                if label == CHAT.0 {
+                    self.chat.connected(peer);
+                }
                 self.say(json!({ "event": "channel_open", "peer": peer, "label": label }), || {
                     format!("{peer}: data channel {label}")
                 });
             }
             ChannelEvent::Closed { label, reason } => {
+                if label == CHAT.0 {
+                    self.chat.disconnected(peer);
+                }
                 self.say(json!({ "event": "channel_closed", "peer": peer, "label": label, "reason": reason }), || {
                     format!("{peer}: data channel {label} closed")
                 });
             }
             ChannelEvent::Message { label, message: Message::Text(text) } if label == CHAT.0 => {
-                let Ok(said) = serde_json::from_str::<Value>(&text) else { return };
-                if said["type"] == "chat"
-                    && let (Some(id), Some(words)) = (said["id"].as_u64(), said["text"].as_str())
-                {
-                    let ack = json!({ "type": "ack", "id": id }).to_string();
-                    let _ = self.mesh.try_send(peer, CHAT.0, Message::Text(ack)).await;
-                    self.say(json!({ "event": "chat", "peer": peer, "id": id, "text": words }), || {
-                        format!("{peer}: {words}")
-                    });
+                if let Err(error) = self.chat.text(unix_ms(), peer, &text) {
+                    tracing::debug!(peer, %error, "no chat message");
                 }
             }
             _ => {}
         }
+        self.carry_chat().await;
     }
 
-    async fn chat(&mut self, line: &str) {
-        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
-        let said = json!({ "type": "chat", "id": self.next_chat, "text": line, "at": at as u64 }).to_string();
-        self.next_chat += 1;
-        for peer in self.mesh.peers().iter().filter(|peer| peer.connected) {
-            if let Err(error) = self.mesh.try_send(&peer.id, CHAT.0, Message::Text(said.clone())).await {
-                output::note(format_args!("{}: {error}", peer.id));
+    /// Says something to everybody.
+    async fn write(&mut self, line: &str) {
+        match self.chat.say(unix_ms(), line) {
+            Ok(_) | Err(chat::ChatError::Empty) => self.carry_chat().await,
+            Err(error) => output::note(error),
+        }
+    }
+
+    async fn carry_chat(&mut self) {
+        while let Some(output) = self.chat.poll() {
+            match output {
+                chat::Output::Send { peer, text } => {
+                    // What does not arrive is not acknowledged, and said again on the next connection.
+                    if let Err(error) = self.mesh.try_send(&peer, CHAT.0, Message::Text(text)).await {
+                        tracing::debug!(peer, %error, "chat has to wait");
+                    }
+                }
+                chat::Output::Event(chat::Event::Said { peer, id, text, .. }) => {
+                    self.say(json!({ "event": "chat", "peer": peer, "id": id, "text": text }), || {
+                        format!("{peer}: {text}")
+                    });
+                }
+                chat::Output::Event(chat::Event::Lost { peer, id }) => {
+                    output::note(format_args!("{peer} was away for too long: message {id} is lost"));
+                }
+                chat::Output::Event(chat::Event::Flood { peer }) => {
+                    output::note(format_args!("{peer} says too much, some of it is left out"));
+                }
+                chat::Output::Event(_) => {}
             }
         }
     }
@@ -305,6 +329,11 @@ async fn next_line(lines: &mut Option<mpsc::Receiver<String>>) -> Option<String>
         Some(lines) => lines.recv().await,
         None => std::future::pending().await,
     }
+}
+
+fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn millis(span: Duration) -> f64 {

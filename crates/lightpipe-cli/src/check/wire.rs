@@ -169,7 +169,9 @@ impl Wire {
         let deadline = Instant::now() + LIMIT;
         loop {
             match self.hear_within(deadline.saturating_duration_since(Instant::now())) {
-                Heard::Message(news) if news.get("method").is_some() => self.news.push_back(news),
+                Heard::Message(news) if news.get("method").is_some() && news.get("id").is_none() => {
+                    self.news.push_back(news)
+                }
                 Heard::Message(answer) => return Ok(answer),
                 Heard::Closed(code) => return Err(Flaw::Failed(closed(code))),
                 Heard::Nothing => return Err(Flaw::Failed(format!("no answer within {LIMIT:?}"))),

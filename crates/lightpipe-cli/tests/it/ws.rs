@@ -1,6 +1,9 @@
 //! WebSocket signalling, as clients really speak it: dialects *plain*, *room* and *JSON-RPC*.
 
+use std::sync::LazyLock;
+
 use futures_util::{SinkExt, StreamExt};
+use jsonschema::Validator;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -24,11 +27,23 @@ async fn say(socket: &mut Socket, message: &Value) {
     socket.send(Message::text(message.to_string())).await.unwrap();
 }
 
+/// What the server may say, by the schema that it publishes.
+static FROM_SERVER: LazyLock<Validator> = LazyLock::new(|| {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../web/schema/signaling.json");
+    let mut schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    schema["anyOf"] = json!([{ "$ref": "#/$defs/fromServer" }]);
+    jsonschema::draft202012::new(&schema).unwrap()
+});
+
 /// The next JSON message; `Err` with the close code when the server ends it.
 async fn hear(socket: &mut Socket) -> Result<Value, Option<u16>> {
     loop {
         match tokio::time::timeout(PATIENCE, socket.next()).await.expect("an answer in time") {
-            Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
+            Some(Ok(Message::Text(text))) => {
+                let message = serde_json::from_str(&text).unwrap();
+                assert!(FROM_SERVER.is_valid(&message), "not in the schema: {message}");
+                return Ok(message);
+            }
             Some(Ok(Message::Close(frame))) => return Err(frame.map(|f| f.code.into())),
             Some(Ok(_)) => {}
             Some(Err(_)) | None => return Err(None),
@@ -300,6 +315,18 @@ async fn peers_of_a_room_see_each_other_by_json_rpc() {
     ends.sort_by_key(|end| end[1].to_string());
     assert_eq!(ends, [json!(["peer.left", "bob"]), json!(["peer.disconnected", "cyd"])]);
     browser.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_is_served_for_programs_of_any_origin() {
+    let _machine = shared().await;
+    let server = serve(&["pattern"]).start();
+    let answer = server.get("/schema/signaling.json");
+    assert_eq!((answer.status, answer.header("content-type")), (200, "application/schema+json"));
+    assert_eq!(answer.header("access-control-allow-origin"), "*");
+    let schema: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert!(jsonschema::meta::is_valid(&schema));
 }
 
 #[tokio::test(flavor = "multi_thread")]

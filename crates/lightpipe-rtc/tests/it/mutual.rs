@@ -145,8 +145,14 @@ impl Pair {
                 for frame in 0..2 {
                     let captured = at + ms(20 * frame);
                     let data: Arc<[u8]> = vec![0xfc; 80].into();
-                    let packet =
-                        AudioPacket { data, captured, duration: ms(20), encoded: at, starts_talkspurt: number == 0 };
+                    let packet = AudioPacket {
+                        data,
+                        captured,
+                        duration: ms(20),
+                        encoded: at,
+                        starts_talkspurt: number == 0,
+                        origin: None,
+                    };
                     self.give(who, Input::Audio(&Arc::new(packet)));
                 }
             }
