@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn what_a_server_says_is_an_answer_or_news() {
         let news = Heard::Notification { method: "peer.joined".into(), params: json!({ "peer_id": "a" }) };
-        assert_eq!(heard(&notification("peer.joined", &json!({ "peer_id": "a" }))), [news.clone()]);
+        assert_eq!(heard(&notification("peer.joined", &json!({ "peer_id": "a" }))), [news]);
         assert_eq!(heard(r#"{"jsonrpc":"2.0","id":7,"result":{}}"#), [Heard::Answer { id: 7, result: Ok(json!({})) }]);
         let refused = RpcError::invalid_params("taken").because("peer_id_taken");
         let refusal = Refusal { code: -32602, message: "taken".into(), cause: Some("peer_id_taken".into()) };

@@ -259,7 +259,7 @@ async fn a_page_and_native_peers_see_and_hear_each_other() {
         .unwrap();
     assert_eq!(natives[0].wait("chat", Some("page"))["text"], "hi");
     page.wait_until("peers.ada.said.some(said => said.type === 'ack' && said.id === 1)", PATIENCE).await.unwrap();
-    page.evaluate("Object.values(peers).forEach(({ pc }) => pc.close()); ws.close()").await.unwrap();
+    page.evaluate("void (Object.values(peers).forEach(({ pc }) => pc.close()), ws.close())").await.unwrap();
     natives.iter().for_each(|native| _ = native.wait("left", Some("page")));
     browser.close().await.unwrap();
 }

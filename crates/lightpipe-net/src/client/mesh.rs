@@ -512,7 +512,7 @@ struct Driver {
 enum Turn {
     Frame(Option<Result<Frame, tungstenite::Error>>),
     State(LinkId, LinkState),
-    Connected(Connected),
+    Connected(Box<Connected>),
     Say(String),
     Ping,
     Tick,
@@ -544,7 +544,7 @@ impl Driver {
                 () = async { drop(stopped.wait_for(|stop| *stop).await) } => Turn::Stop,
                 Some((link, state)) = states.recv() => Turn::State(link, state),
                 frame = next_frame(&mut socket) => Turn::Frame(frame),
-                connected = attempted(&mut attempt) => Turn::Connected(connected),
+                connected = attempted(&mut attempt) => Turn::Connected(Box::new(connected)),
                 Some(state) = to_say.recv() => Turn::Say(state),
                 _ = ping.tick() => Turn::Ping,
                 () = sleep_until(wake_at) => Turn::Tick,
@@ -566,18 +566,20 @@ impl Driver {
                 }
                 Turn::Frame(Some(Err(error))) => lost = Some(error.to_string()),
                 Turn::Frame(None) => lost = Some("the connection ended".to_owned()),
-                Turn::Connected(Ok((new, present))) => {
-                    socket = Some(new);
-                    (since, heard_at, attempt) = (now, now, None);
-                    info!("back in the room");
-                    self.shared.events.push(MeshEvent::ServerBack);
-                    self.mesh.announced(now, present);
-                }
-                Turn::Connected(Err(error)) => {
-                    let pause = backoff.after(Duration::ZERO, None, fastrand::f64()).min(mesh::LONGEST_PAUSE);
-                    debug!(%error, retry_in_ms = pause.as_millis() as u64, "the server is not back yet");
-                    attempt = Some(self.attempt_after(pause));
-                }
+                Turn::Connected(connected) => match *connected {
+                    Ok((new, present)) => {
+                        socket = Some(new);
+                        (since, heard_at, attempt) = (now, now, None);
+                        info!("back in the room");
+                        self.shared.events.push(MeshEvent::ServerBack);
+                        self.mesh.announced(now, present);
+                    }
+                    Err(error) => {
+                        let pause = backoff.after(Duration::ZERO, None, fastrand::f64()).min(mesh::LONGEST_PAUSE);
+                        debug!(%error, retry_in_ms = pause.as_millis() as u64, "the server is not back yet");
+                        attempt = Some(self.attempt_after(pause));
+                    }
+                },
                 Turn::Say(state) => {
                     let params = json!({ "state": state });
                     self.call(&mut socket, "peer.state_changed", &params, None).await;
