@@ -508,7 +508,6 @@ struct Driver {
 }
 
 /// What the loop found to do.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, in one task")]
 enum Turn {
     Frame(Option<Result<Frame, tungstenite::Error>>),
     State(LinkId, LinkState),
