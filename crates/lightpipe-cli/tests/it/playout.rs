@@ -116,7 +116,10 @@ async fn two_minutes_with_a_clock_100_ppm_fast_and_30_ms_of_jitter() {
     .await
     .unwrap();
     let last = heard.figures.last().unwrap();
-    println!("{} beeps; {last}", heard.beeps.len());
+    let told = |key: &str| -> Vec<i64> {
+        heard.figures.iter().step_by(5).map(|figures| number(&figures[key]).round() as i64).collect()
+    };
+    println!("{} beeps; drift {:?}, target {:?} ms; {last}", heard.beeps.len(), told("drift_ppm"), told("target_ms"));
     let drift = number(&last["drift_ppm"]);
     assert!((drift - 100.0).abs() <= 10.0, "{last}");
     assert!(number(&last["lip_sync_ms"]["p95"]) <= 20.0, "{last}");
