@@ -146,7 +146,7 @@ const ACCEPT: &str = "void (() => {
   window.progress = [];
   room.transfers.addEventListener('transfer', ({ detail: { transfer } }) => {
     progress.push(transfer.done);
-    if (transfer.state === 'offered') setTimeout(() => document.querySelector('.file .button.primary:not([download])').click());
+    if (transfer.direction === 'in' && transfer.state === 'offered') setTimeout(() => document.querySelector('.file .button.primary:not([download])').click());
   });
 })()";
 
