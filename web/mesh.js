@@ -75,6 +75,9 @@ const MAX_SEEN = 512;
 /** Messages a second that are taken from one peer. */
 const CHAT_PER_SECOND = 50;
 
+/** What may come at once: all that a cut left unsaid on one side and unacknowledged on the other. */
+const CHAT_BURST = 512;
+
 const CHAT = /** @type {const} */ ({ label: 'chat', id: 100 });
 const FILES = /** @type {const} */ ({ label: 'files', id: 101 });
 
@@ -358,7 +361,8 @@ export class Mesh extends EventTarget {
 
   /** Says something to everybody who is here. @param {string} text @returns {number} its id */
   say(text) {
-    const message = { type: 'chat', id: ++this.#said, text: text.slice(0, MAX_TEXT), at: Date.now() };
+    // Cut in the middle of a pair of surrogates it would be no text any more.
+    const message = { type: 'chat', id: ++this.#said, text: text.slice(0, MAX_TEXT).toWellFormed(), at: Date.now() };
     this.#waiting.set(message.id, this.peers.size);
     this.#tell('chat', { from: null, mine: true, ...message });
     for (const peer of this.peers.values()) peer.say(message);
@@ -534,7 +538,7 @@ export class Peer {
   #triedAt = 0;
   /** @type {{type: string, id: number, text: string, at: number}[]} */ #unacked = [];
   /** @type {Map<number, number>} */ #seen = new Map();
-  #budget = { since: 0, left: CHAT_PER_SECOND };
+  #budget = { at: 0, left: CHAT_BURST };
   #before = { at: 0, packets: 0, lost: 0, freezes: 0, frames: 0, bytes: 0 };
 
   /** @param {Mesh} mesh @param {string} id @param {any} user */
@@ -816,9 +820,10 @@ export class Peer {
   /** @param {unknown} data */
   #onChat(data) {
     const now = performance.now();
-    if (now - this.#budget.since > 1000) this.#budget = { since: now, left: CHAT_PER_SECOND };
+    const left = Math.min(CHAT_BURST, this.#budget.left + (now - this.#budget.at) / 1000 * CHAT_PER_SECOND);
+    this.#budget = { at: now, left: left < 1 ? left : left - 1 };
     // What is not acknowledged it says again later.
-    if (this.#budget.left-- <= 0 || typeof data !== 'string' || data.length > MAX_CHAT_LEN) return;
+    if (left < 1 || typeof data !== 'string' || data.length > MAX_CHAT_LEN) return;
     let message;
     try { message = JSON.parse(data); } catch { return; }
     if (message?.type === 'chat' && Number.isSafeInteger(message.id) && typeof message.text === 'string') {

@@ -61,6 +61,11 @@ impl Publisher {
         Ok((publisher, offer))
     }
 
+    /// The other side is a server whose stream we take: [`DisconnectCause::sentence_of_server`] says what its end means.
+    pub fn is_client(&self) -> bool {
+        self.session.is_client()
+    }
+
     /// Takes the answer to [`Self::offer`]; what will come is [`Self::offered`] then. One without any track is an error, and so is a
     /// second answer.
     pub fn accept_answer(&mut self, answer: &str, now: Instant) -> Result<(), PeerError> {

@@ -363,6 +363,11 @@ impl Session {
         self.silence = Silence::End;
     }
 
+    /// The other side is a server, which answered our offer.
+    pub(crate) fn is_client(&self) -> bool {
+        self.silence == Silence::End
+    }
+
     /// The other side answered now: its time to connect begins.
     pub(crate) fn begin(&mut self, now: Instant) {
         (self.created, self.heard) = (now, now);

@@ -256,7 +256,13 @@ async fn a_room_outlives_its_server_and_its_connections() {
     const SIZE: usize = 24_000_000;
     let digest = send(&pages[0], SIZE, "film.bin").await;
     pages[0].wait_until(&format!("room.transfers.all[0].done > {SIZE} / 2"), PATIENCE).await.unwrap();
-    let cut = "(() => { const at = room.transfers.all[0].done; connection.close(); room.mesh.say('while it is cut'); return at; })()";
+    let cut = "(() => {
+  const at = room.transfers.all[0].done;
+  connection.close();
+  // The last ends in the middle of a pair of surrogates.
+  for (let n = 0; n < 100; n += 1) room.mesh.say(n < 99 ? `while it is cut ${n}` : 'x'.repeat(3999) + '🙂');
+  return at;
+})()";
     let at = pages[0].evaluate(cut).await.unwrap().as_u64().unwrap();
     pages[1].wait_until("room.tile('ada').dataset.state === 'reconnecting'", PATIENCE).await.unwrap();
     pages[0].wait_until("room.transfers.all[0].state === 'finished'", PATIENCE).await.unwrap();
@@ -269,7 +275,11 @@ async fn a_room_outlives_its_server_and_its_connections() {
         let new = format!("room.mesh.peers.get('{other}').connection !== connection && sees('{other}')");
         page.wait_until(&new, PATIENCE).await.unwrap();
         page.wait_until("!document.querySelector('.said.waiting')", PATIENCE).await.unwrap();
-        assert_eq!(page.evaluate("heard()").await.unwrap(), json!(["before", "nobody needs it", "while it is cut"]));
+        let heard = page.evaluate("heard()").await.unwrap();
+        let mut expected = vec!["before".to_owned(), "nobody needs it".to_owned()];
+        expected.extend((0..99).map(|n| format!("while it is cut {n}")));
+        expected.push(format!("{}\u{fffd}", "x".repeat(3999)));
+        assert_eq!(heard, json!(expected));
         page.wait_until(&format!("room.tile('{other}').querySelector('.veil').hidden"), PATIENCE).await.unwrap();
     }
     drop(server);

@@ -213,7 +213,11 @@ impl Publishers {
         let Some(Slot { new, arrivals, .. }) = self.slots.remove(&key) else { return Vec::new() };
         let stream = new.stream.name();
         info!(target: "events::publisher_disconnected", peer = public_part(&new.id), stream, cause = cause.as_str());
-        arrivals.fail(&format!("the publisher left: {}", cause.sentence()));
+        if new.publisher.is_client() {
+            arrivals.fail(cause.sentence_of_server());
+        } else {
+            arrivals.fail(&format!("the publisher left: {}", cause.sentence()));
+        }
         shared.events.push(
             shared.clock.at(Instant::now()),
             stream,
