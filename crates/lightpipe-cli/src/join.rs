@@ -7,15 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use lightpipe::{ChannelEvent, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource, Server};
+use lightpipe::{ChannelEvent, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource};
 use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream, Subscription};
 use lightpipe_net::client::mesh::CHAT;
+use lightpipe_signal::message::is_name;
 use lightpipe_signal::{Chat, chat};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::cli::JoinFlags;
-use crate::process::{Signals, init_logging};
+use crate::process::{Signals, init_logging, start_with};
 use crate::{output, settings};
 
 /// How often figures are printed with `--json`.
@@ -31,27 +32,15 @@ pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
         bail!(settings::SettingsError::new(both));
     }
     let name = flags.name.clone().unwrap_or_else(|| format!("peer-{:04x}", std::process::id() & 0xffff));
-    for word in [&flags.room, &name] {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-        if word.is_empty() || word.len() > 64 || !word.bytes().all(allowed) {
-            let text = format!("{word:?} is no name for a room or a peer: 1 to 64 letters, digits, _ and -");
-            bail!(settings::SettingsError::new(text));
-        }
+    if let Some(word) = [&flags.room, &name].into_iter().find(|word| !is_name(word)) {
+        let text = format!("{word:?} is no name for a room or a peer: 1 to 64 letters, digits, _ and -");
+        bail!(settings::SettingsError::new(text));
     }
-    // What else the file starts is not asked for here.
-    config.sources.clear();
-    config.push.clear();
     // Every member has a connection of its own; its picture is not encoded in several sizes for them.
     config.simulcast.enabled &= flags.serve.simulcast.is_some();
     let (runtime, signals) = Signals::listen()?;
     let pages = flags.serve.port.is_some();
-    if !pages {
-        config.server.port = 0;
-    }
-    let server = if pages { Server::start(config)? } else { Server::headless(config)? };
-    for source in &sources {
-        server.add_source(source)?;
-    }
+    let server = start_with(config, &sources, pages)?;
     let mut mesh_config = MeshConfig::new(flags.url.clone(), &flags.room, &name);
     mesh_config.user_data = json!({ "name": name });
     let ended = runtime.block_on(async {

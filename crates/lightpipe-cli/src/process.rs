@@ -1,5 +1,6 @@
 //! What every long-running command needs: logs and signals.
 
+use lightpipe::{Config, NamedSource, Server};
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
@@ -11,6 +12,20 @@ pub(crate) fn init_logging(json: bool) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // A full disk or a closed pipe behind stderr loses log lines, never frames: the writer's errors are not ours to die of.
     let _ = if json { builder.json().try_init() } else { builder.with_target(true).compact().try_init() };
+}
+
+/// A server of these sources alone, whatever else the configuration names: with its pages, or without any and on a free port.
+pub(crate) fn start_with(mut config: Config, sources: &[NamedSource], pages: bool) -> anyhow::Result<Server> {
+    config.sources.clear();
+    config.push.clear();
+    if !pages {
+        config.server.port = 0;
+    }
+    let server = if pages { Server::start(config)? } else { Server::headless(config)? };
+    for source in sources {
+        server.add_source(source)?;
+    }
+    Ok(server)
 }
 
 /// SIGINT and SIGTERM, Ctrl-C elsewhere.

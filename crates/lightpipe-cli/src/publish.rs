@@ -11,7 +11,7 @@ use lightpipe_rtc::control::Percentiles;
 use serde_json::{Value, json};
 
 use crate::cli::PublishFlags;
-use crate::process::{Signals, init_logging};
+use crate::process::{Signals, init_logging, start_with};
 use crate::{output, settings};
 
 /// How often figures are printed with `--json`.
@@ -29,19 +29,10 @@ pub(crate) fn run(flags: &PublishFlags) -> anyhow::Result<ExitCode> {
         bail!(settings::SettingsError::new(both));
     }
     let endpoint = Endpoint { token: token(flags), ..flags.whip.clone() };
-    // What else the file starts is not asked for here.
-    config.sources.clear();
-    config.push.clear();
     config.simulcast.push &= !flags.no_simulcast;
     let (runtime, signals) = Signals::listen()?;
     let pages = flags.serve.port.is_some();
-    if !pages {
-        config.server.port = 0;
-    }
-    let server = if pages { Server::start(config)? } else { Server::headless(config)? };
-    for source in &sources {
-        server.add_source(source)?;
-    }
+    let server = start_with(config, &sources, pages)?;
     if pages {
         output::note(format_args!("see it at {}/watch/{name}", server.url()));
     }

@@ -654,13 +654,8 @@ mod tests {
     #[test]
     fn rooms_hold_together_under_any_sequence() {
         for seed in 0..200_u64 {
-            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut next = |n: u64| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state % n
-            };
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut next = |n: u64| random.u64(..n);
             let mut conference = Conference::new();
             let now = Instant::now();
             for step in 0..200 {

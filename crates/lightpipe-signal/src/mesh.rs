@@ -199,7 +199,7 @@ pub struct Mesh {
     peers: BTreeMap<String, Peer>,
     next_link: LinkId,
     actions: VecDeque<Action>,
-    random: u64,
+    random: fastrand::Rng,
 }
 
 impl Mesh {
@@ -211,7 +211,7 @@ impl Mesh {
             peers: BTreeMap::new(),
             next_link: 1,
             actions: VecDeque::new(),
-            random: seed | 1,
+            random: fastrand::Rng::with_seed(seed),
         }
     }
 
@@ -516,7 +516,7 @@ impl Mesh {
     }
 
     fn pause(&mut self, now: Instant, id: &str, lasted: Duration) {
-        let jitter = self.jitter();
+        let jitter = self.random.f64();
         self.lose(now, id);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.pause_until = Some(now + peer.backoff.after(lasted, None, jitter).min(LONGEST_PAUSE));
@@ -558,13 +558,6 @@ impl Mesh {
 
     fn tell(&mut self, news: News) {
         self.actions.push_back(Action::Tell(news));
-    }
-
-    fn jitter(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
@@ -1013,13 +1006,8 @@ mod tests {
     #[test]
     fn whatever_happens_everybody_finds_everybody_in_the_end() {
         for seed in 0..150_u64 {
-            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut next = |n: u64| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state % n
-            };
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut next = |n: u64| random.u64(..n);
             let members = 2 + next(4) as usize;
             let mut world = World::new(members);
             for _ in 0..40 {

@@ -163,11 +163,14 @@ fn route(value: &Value) -> Result<Option<Route>, MessageError> {
     }
 }
 
+/// Whether this may name a peer, a room or a stream (every stream is a peer of every room).
+pub fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+}
+
 /// Checks a peer id or room name.
 pub fn name(text: String) -> Result<String, MessageError> {
-    let valid =
-        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if valid { Ok(text) } else { Err(MessageError::BadName(text.chars().take(80).collect())) }
+    if is_name(&text) { Ok(text) } else { Err(MessageError::BadName(text.chars().take(80).collect())) }
 }
 
 fn candidate(message: &Value) -> Result<CandidateInit, MessageError> {

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use lightpipe_signal::message::is_name;
+
 use crate::endpoint::{Endpoint, EndpointError};
 
 /// Where pictures come from.
@@ -149,8 +151,7 @@ impl FromStr for NamedSource {
 
 /// Checks a stream name. The same rule as for peer ids: every stream is a peer of every room.
 pub fn stream_name(name: &str) -> Result<String, SpecError> {
-    let valid = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    if valid { Ok(name.to_owned()) } else { Err(SpecError::BadName(name.chars().take(80).collect())) }
+    if is_name(name) { Ok(name.to_owned()) } else { Err(SpecError::BadName(name.chars().take(80).collect())) }
 }
 
 #[cfg(test)]

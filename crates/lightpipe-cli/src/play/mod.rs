@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use lightpipe::{Client, ClientState, Endpoint, NamedSource, Server, SourceSpec};
+use lightpipe::{Client, ClientState, Endpoint, NamedSource, SourceSpec};
 use lightpipe_media::{MediaClock, Stream};
 use lightpipe_net::record::{FileRecorder, RecordError, RecordOptions, RecordStats};
 
 use self::live::LiveOutput;
 use self::raw::{Medium, RawOutput};
 use crate::cli::PlayFlags;
-use crate::process::{Signals, init_logging};
+use crate::process::{Signals, init_logging, start_with};
 use crate::{output, settings};
 
 /// The stream's name inside of this process.
@@ -30,14 +30,11 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) fn run(flags: &PlayFlags) -> anyhow::Result<ExitCode> {
     init_logging(flags.log_json);
     let mut config = settings::load(&Default::default(), std::env::vars())?;
-    config.sources.clear();
-    config.push.clear();
-    config.server.port = 0;
     config.server.host = flags.host.unwrap_or(config.server.host);
     let (runtime, signals) = Signals::listen()?;
-    let server = Server::headless(config)?;
     let endpoint = Endpoint { token: flags.token.clone().or_else(|| flags.url.token.clone()), ..flags.url.clone() };
-    server.add_source(&NamedSource { name: NAME.into(), spec: SourceSpec::Whep(endpoint), text: "whep".into() })?;
+    let source = NamedSource { name: NAME.into(), spec: SourceSpec::Whep(endpoint), text: "whep".into() };
+    let server = start_with(config, &[source], false)?;
     let stream = server.streams().find(NAME).context("the stream was just added")?;
     let client = server.clients().all().pop().context("its client, too")?;
     // Before the first picture comes: it is the keyframe with which the file begins.

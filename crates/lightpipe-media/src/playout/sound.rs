@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
-use rubato::{
-    Adjustable, Async, FixedAsync, Resampler, SincInterpolationParameters, SincInterpolationType, WindowFunction,
-};
+use rubato::{Adjustable, Async, FixedAsync, Resampler};
 
 use super::ages::Ages;
 use super::drift::DriftEstimator;
 use super::stretch;
 use super::{BLOCK_SAMPLES, PlayoutConfig, PlayoutState, SoundDecoder, SoundFigures};
-use crate::audio::{AudioPacket, RtpOrigin, SAMPLE_RATE_HZ, span};
+use crate::audio::{AudioPacket, RtpOrigin, SAMPLE_RATE_HZ, sinc, span};
 use crate::time::MediaTime;
 
 /// Packets that may wait; when there is no room, the oldest is dropped. 200 ms of the shortest, four seconds of ordinary ones.
@@ -466,12 +464,5 @@ fn samples(duration: Duration) -> u64 {
 }
 
 fn resampler(channels: usize) -> Option<Async<f32>> {
-    let parameters = SincInterpolationParameters {
-        sinc_len: TAPS,
-        f_cutoff: None,
-        oversampling_factor: 128,
-        interpolation: SincInterpolationType::Linear,
-        window: WindowFunction::BlackmanHarris2,
-    };
-    Async::new_sinc(1.0, 1.0 + 2.0 * MOST_CORRECTION, &parameters, BLOCK_SAMPLES, channels, FixedAsync::Output).ok()
+    Async::new_sinc(1.0, 1.0 + 2.0 * MOST_CORRECTION, &sinc(TAPS), BLOCK_SAMPLES, channels, FixedAsync::Output).ok()
 }

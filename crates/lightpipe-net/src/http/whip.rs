@@ -14,6 +14,7 @@ use axum::response::Response;
 use lightpipe_media::Stream;
 use lightpipe_media::stream::Health;
 use lightpipe_rtc::{DisconnectCause, MAX_SDP_LEN, Offered};
+use lightpipe_signal::message::is_name;
 use lightpipe_signal::whep;
 
 use super::App;
@@ -89,8 +90,7 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     session::admit(&app, from.ip())?;
     admit(&app, &headers)?;
-    let valid = (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    if !valid {
+    if !is_name(&name) {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "bad_stream_name",

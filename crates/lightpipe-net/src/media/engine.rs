@@ -126,6 +126,27 @@ impl Phases {
     }
 }
 
+/// Answers with a stream in its codec, or in that of an alternative where the offer has only that. The refusal names all of them.
+fn in_some_coding(
+    stream: &Arc<Stream>,
+    mut answer: impl FnMut(Tracks) -> Result<(Peer, String), PeerError>,
+) -> Result<(Peer, String, Arc<Stream>), PeerError> {
+    let audio = stream.has_audio();
+    let mut refused = match answer(Tracks { video: stream.has_video().then(|| stream.codec()), audio }) {
+        Ok((peer, sdp)) => return Ok((peer, sdp, Arc::clone(stream))),
+        Err(refused) => refused,
+    };
+    for alternative in stream.alternatives() {
+        let PeerError::Offer(OfferError::NoCommonCodec { ours, .. }) = &mut refused else { break };
+        match answer(Tracks { video: Some(alternative.codec()), audio }) {
+            Ok((peer, sdp)) => return Ok((peer, sdp, alternative)),
+            Err(PeerError::Offer(OfferError::NoCommonCodec { ours: also, .. })) => *ours = format!("{ours} or {also}"),
+            Err(other) => return Err(other),
+        }
+    }
+    Err(refused)
+}
+
 /// The media threads of a process. Dropping it ends all sessions.
 pub struct MediaEngine {
     config: EngineConfig,
@@ -211,24 +232,9 @@ impl MediaEngine {
             return Err(ViewerError::Busy);
         }
         let created = Instant::now();
-        let audio = stream.has_audio();
-        let video = stream.has_video().then(|| stream.codec());
-        let mut refused = match Peer::answer(self.peer_config(), offer, Tracks { video, audio }, created) {
-            Ok((peer, answer)) => return Ok(self.take_in(peer, answer, stream, transport, created)),
-            Err(refused) => refused,
-        };
-        for alternative in stream.alternatives() {
-            let PeerError::Offer(OfferError::NoCommonCodec { ours, .. }) = &mut refused else { break };
-            let tracks = Tracks { video: Some(alternative.codec()), audio };
-            match Peer::answer(self.peer_config(), offer, tracks, created) {
-                Ok((peer, answer)) => return Ok(self.take_in(peer, answer, &alternative, transport, created)),
-                Err(PeerError::Offer(OfferError::NoCommonCodec { ours: also, .. })) => {
-                    *ours = format!("{ours} or {also}");
-                }
-                Err(other) => return Err(other.into()),
-            }
-        }
-        Err(refused.into())
+        let (peer, answer, stream) =
+            in_some_coding(stream, |tracks| Peer::answer(self.peer_config(), offer, tracks, created))?;
+        Ok(self.take_in(peer, answer, stream, transport, None, created))
     }
 
     /// Offers a stream to somebody else's server; [`Self::accept_answer`] comes next. The stream's encoder starts at once.
@@ -257,33 +263,21 @@ impl MediaEngine {
         let rids: Vec<String> = layers.iter().map(|layer| layer.rid.clone()).collect();
         let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio: stream.has_audio() };
         let (peer, offer) = Peer::offer_layers(config, tracks, &rids, created)?;
-        Ok(self.take_in(peer, offer, stream, transport, created))
+        Ok(self.take_in(peer, offer, Arc::clone(stream), transport, None, created))
     }
 
     fn take_in(
         &self,
-        peer: Peer,
-        sdp: String,
-        stream: &Arc<Stream>,
-        transport: Transport,
-        created: Instant,
-    ) -> NewSession {
-        self.take_in_with(peer, sdp, stream, transport, None, created)
-    }
-
-    fn take_in_with(
-        &self,
         mut peer: Peer,
         sdp: String,
-        stream: &Arc<Stream>,
+        stream: Arc<Stream>,
         transport: Transport,
         mutual: Option<Mutual>,
         created: Instant,
     ) -> NewSession {
         let (key, id, registration) = self.enrol(peer.local_credentials().ufrag);
         let (phase, phases) = Phases::new();
-        self.enter(key, &id, stream, transport, created, peer.received());
-        let stream = Arc::clone(stream);
+        self.enter(key, &id, &stream, transport, created, peer.received());
         let viewer = Viewer { key, id: id.clone(), peer, stream, mutual, created, registration, phase };
         self.command(key, Command::Add(Box::new(viewer)));
         NewSession { id, key, sdp, phase: phases }
@@ -358,7 +352,7 @@ impl MediaEngine {
         let tracks = Tracks { video: sends.has_video().then(|| sends.codec()), audio: sends.has_audio() };
         let (peer, offer) = Peer::offer_mutual(self.peer_config(), tracks, channels, created)?;
         let mutual = Mutual::new(Arc::clone(receives), outlet, created);
-        Ok(self.take_in_with(peer, offer, sends, Transport::Mesh, Some(mutual), created))
+        Ok(self.take_in(peer, offer, Arc::clone(sends), Transport::Mesh, Some(mutual), created))
     }
 
     /// Answers such an offer, in the codec of `sends` or in that of an alternative where the offer has only that.
@@ -371,24 +365,11 @@ impl MediaEngine {
         outlet: Arc<dyn LinkOutlet>,
     ) -> Result<NewSession, ViewerError> {
         let created = Instant::now();
-        let audio = sends.has_audio();
-        let codings = std::iter::once(Arc::clone(sends)).chain(sends.alternatives());
-        let mut refused = None;
-        for stream in codings {
-            let tracks = Tracks { video: stream.has_video().then(|| stream.codec()), audio };
-            match Peer::answer_mutual(self.peer_config(), offer, tracks, channels, created) {
-                Ok((peer, answer)) => {
-                    let mutual = Mutual::new(Arc::clone(receives), outlet, created);
-                    mutual.begin(&peer);
-                    return Ok(self.take_in_with(peer, answer, &stream, Transport::Mesh, Some(mutual), created));
-                }
-                Err(error @ PeerError::Offer(OfferError::NoCommonCodec { .. })) => {
-                    refused.get_or_insert(error);
-                }
-                Err(other) => return Err(other.into()),
-            }
-        }
-        Err(refused.map_or(ViewerError::Gone, ViewerError::from))
+        let (peer, answer, stream) =
+            in_some_coding(sends, |tracks| Peer::answer_mutual(self.peer_config(), offer, tracks, channels, created))?;
+        let mutual = Mutual::new(Arc::clone(receives), outlet, created);
+        mutual.begin(&peer);
+        Ok(self.take_in(peer, answer, stream, Transport::Mesh, Some(mutual), created))
     }
 
     /// An offer of new ICE credentials for a connection between equals; [`Self::accept_answer`] comes next, or [`Self::reoffer`] in its place.

@@ -9,9 +9,7 @@ use std::time::Instant;
 
 use lightpipe_media::stream::Health;
 use lightpipe_media::{EventKind, Stream};
-use lightpipe_rtc::{
-    DisconnectCause, Offered, Output, PeerError, PeerEvent, Published, Publisher, ReceivedLayer, demux,
-};
+use lightpipe_rtc::{DisconnectCause, Offered, PeerError, PeerEvent, Published, Publisher, ReceivedLayer};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -250,21 +248,8 @@ impl Publishers {
 
 impl Slot {
     fn drain(&mut self, now: Instant, socket: &mut MediaSocket, run: &mut SendRun, happened: &mut Vec<PeerEvent>) {
-        loop {
-            match self.new.publisher.poll(now) {
-                Output::Send { from, to, payload } => {
-                    if demux::is_stun(&payload) {
-                        self.new.registration.add_check(to);
-                    }
-                    run.push(socket, from, to, &payload);
-                }
-                Output::Event(event) => happened.push(event),
-                Output::WakeAt(at) => {
-                    self.wake_at = at.max(now);
-                    break;
-                }
-            }
-        }
+        let NewPublisher { publisher, registration, .. } = &mut self.new;
+        self.wake_at = run.drain(now, socket, registration, happened, |now| publisher.poll(now));
     }
 
     fn publish(&mut self, now: Instant, shared: &Shared) {

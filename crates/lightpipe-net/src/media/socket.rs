@@ -2,10 +2,14 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
+use lightpipe_rtc::{Output, PeerEvent, demux};
 use mio::net::UdpSocket;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::routes::Registration;
 
 /// Socket buffers asked of the kernel: a second of fifty 2.5 Mbit/s viewers. The kernel may give less.
 const BUFFER_BYTES: usize = 8 << 20;
@@ -103,6 +107,30 @@ pub(crate) struct SendCounters {
 }
 
 impl SendRun {
+    /// Takes all that a session has to say now: datagrams, and what happened to it. Answers when it wants to be asked again, never in the
+    /// past by more than now, or the loop would spin on a session that is behind.
+    pub(crate) fn drain(
+        &mut self,
+        now: Instant,
+        socket: &MediaSocket,
+        registration: &mut Registration,
+        happened: &mut Vec<PeerEvent>,
+        mut poll: impl FnMut(Instant) -> Output,
+    ) -> Instant {
+        loop {
+            match poll(now) {
+                Output::Send { from, to, payload } => {
+                    if demux::is_stun(&payload) {
+                        registration.add_check(to);
+                    }
+                    self.push(socket, from, to, &payload);
+                }
+                Output::Event(event) => happened.push(event),
+                Output::WakeAt(at) => return at.max(now),
+            }
+        }
+    }
+
     /// Adds a datagram, sending the run before it when it does not fit.
     pub(crate) fn push(&mut self, socket: &MediaSocket, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let fits = self.route == Some((from, to))

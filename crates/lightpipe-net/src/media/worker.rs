@@ -13,7 +13,7 @@ use lightpipe_media::{
 };
 use lightpipe_rtc::control::{Percentiles, StagePercentiles, ViewerStats};
 use lightpipe_rtc::{
-    Counters, DisconnectCause, Input, LayerState, LayerUse, Output, Peer, PeerError, PeerEvent, Publisher, demux,
+    Counters, DisconnectCause, Input, LayerState, LayerUse, Peer, PeerError, PeerEvent, Publisher, demux,
 };
 use mio::{Events, Interest, Poll, Token};
 use tokio::sync::watch;
@@ -134,22 +134,8 @@ impl Slot {
     }
 
     fn drain(&mut self, now: Instant, socket: &mut MediaSocket, run: &mut SendRun, happened: &mut Vec<PeerEvent>) {
-        loop {
-            match self.viewer.peer.poll(now) {
-                Output::Send { from, to, payload } => {
-                    if demux::is_stun(&payload) {
-                        self.viewer.registration.add_check(to);
-                    }
-                    run.push(socket, from, to, &payload);
-                }
-                Output::Event(event) => happened.push(event),
-                Output::WakeAt(at) => {
-                    // Never in the past by more than now, or the loop would spin on a peer that is behind.
-                    self.wake_at = at.max(now);
-                    break;
-                }
-            }
-        }
+        let Viewer { peer, registration, .. } = &mut self.viewer;
+        self.wake_at = run.drain(now, socket, registration, happened, |now| peer.poll(now));
     }
 
     /// Place of a stream among the layers.
