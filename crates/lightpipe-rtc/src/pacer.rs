@@ -31,6 +31,10 @@ const LONGEST_SPREAD: Duration = Duration::from_millis(250);
 /// Time that one batch takes at the pace of a low estimate. All sixteen packets at once are 200 ms of a path of 0.8 Mbit/s.
 const BATCH_TIME: Duration = Duration::from_millis(10);
 
+/// A round trip under this meets no queue worth the name: what the estimate is low for is the machine that receives, or that little is sent.
+/// An ordinary picture of nine packets leaves at once there, in place of 14 ms later (20 viewers on two cores, one of them with 2.8 Mbit/s).
+const NEAR: Duration = Duration::from_millis(20);
+
 /// How early before the end of a silence a keyframe is kept, and is asked for.
 const EARLY_KEYFRAME: Duration = Duration::from_millis(300);
 const ASK_BEFORE: Duration = Duration::from_millis(70);
@@ -75,6 +79,7 @@ pub(crate) struct Pacer {
     frame_interval: Duration,
     last_captured: Option<MediaTime>,
     estimate_bps: Option<u64>,
+    near: bool,
     silent_until: Option<Instant>,
     settling_until: Option<Instant>,
 }
@@ -88,6 +93,7 @@ impl Pacer {
             frame_interval: Duration::from_millis(33),
             last_captured: None,
             estimate_bps: None,
+            near: false,
             silent_until: None,
             settling_until: None,
         }
@@ -95,6 +101,11 @@ impl Pacer {
 
     pub(crate) fn set_estimate(&mut self, bps: Option<u64>) {
         self.estimate_bps = bps;
+    }
+
+    /// The round trip as it was last.
+    pub(crate) fn set_round_trip(&mut self, rtt: Duration) {
+        self.near = rtt < NEAR;
     }
 
     /// What was queued goes out; after that a keyframe has to come.
@@ -169,7 +180,7 @@ impl Pacer {
             return false;
         }
         let pace = self.pace_bps(now);
-        let mut room = pace.map_or(BATCH_PACKETS, |bps| {
+        let mut room = pace.filter(|_| !self.near).map_or(BATCH_PACKETS, |bps| {
             let bytes = bps * BATCH_TIME.as_secs_f64() / 8.0;
             ((bytes / MAX_PAYLOAD_LEN as f64) as usize).clamp(SMALLEST_BATCH, BATCH_PACKETS)
         });
@@ -292,6 +303,21 @@ mod tests {
         let took = batches.last().expect("some").0;
         assert!((230..=250).contains(&took), "{batches:?}");
         assert!(batches.iter().all(|(_, packets)| *packets <= 3), "{batches:?}");
+    }
+
+    #[test]
+    fn a_low_estimate_of_a_near_viewer_cuts_no_ordinary_picture() {
+        let start = Instant::now();
+        for (rtt, picture, batches) in [(3, 10_000, 1), (60, 10_000, 3), (3, 90_000, 5)] {
+            let mut pacer = Pacer::new();
+            pacer.set_estimate(Some(2_500_000));
+            pacer.set_round_trip(Duration::from_millis(rtt));
+            pacer.offer(start, &unit(0, picture, true), 0);
+            let left = drain(&mut pacer, start);
+            assert_eq!(left.len(), batches, "{rtt} ms, {picture} bytes: {left:?}");
+            let least = if batches > 3 { 100 } else { 0 };
+            assert!(left.last().expect("some").0 >= least, "a large one still follows the estimate: {left:?}");
+        }
     }
 
     #[test]

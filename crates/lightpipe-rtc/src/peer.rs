@@ -888,6 +888,9 @@ impl Peer {
                 if self.session.is_silent() {
                     return; // What was under way when it vanished says nothing of what its network will carry.
                 }
+                if let Some(rtt) = self.counters.rtt {
+                    self.pacer.set_round_trip(rtt);
+                }
                 self.current_estimate = stats.bwe_tx;
                 if let Some(current) = stats.bwe_tx {
                     self.climb.look(now, current.as_u64());
