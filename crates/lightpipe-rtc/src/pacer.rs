@@ -84,6 +84,7 @@ pub(crate) struct Pacer {
     frame_interval: Duration,
     last_captured: Option<MediaTime>,
     estimate_bps: Option<u64>,
+    same_machine: bool,
     /// The last ones that were reported.
     round_trips: VecDeque<Duration>,
     silent_until: Option<Instant>,
@@ -99,6 +100,7 @@ impl Pacer {
             frame_interval: Duration::from_millis(33),
             last_captured: None,
             estimate_bps: None,
+            same_machine: false,
             round_trips: VecDeque::new(),
             silent_until: None,
             settling_until: None,
@@ -117,8 +119,13 @@ impl Pacer {
         }
     }
 
+    /// Whether there is no network in between at all.
+    pub(crate) fn set_same_machine(&mut self, same: bool) {
+        self.same_machine = same;
+    }
+
     fn is_near(&self) -> bool {
-        self.round_trips.iter().min().is_some_and(|least| *least < NEAR)
+        self.same_machine || self.round_trips.iter().min().is_some_and(|least| *least < NEAR)
     }
 
     /// What was queued goes out; after that a keyframe has to come.

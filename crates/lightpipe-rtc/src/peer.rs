@@ -593,6 +593,7 @@ impl Peer {
         self.idle_turn = true;
         match input {
             Input::Datagram { from, to, payload } => {
+                self.pacer.set_same_machine(from.ip() == to.ip());
                 let was_silent = self.session.is_silent();
                 self.session.receive(now, from, to, payload)?;
                 self.engine_now = self.engine_now.max(now);
