@@ -15,12 +15,12 @@ use crate::lab::{PATIENCE, Server, chromium, quiet, send_signal, serve, shared, 
 const PICTURE: usize = 320 * 180 * 3 / 2;
 
 /// A running `lightpipe join --json`. Dropping it kills it.
-struct Member {
-    child: Child,
+pub(crate) struct Member {
+    pub(crate) child: Child,
     name: String,
     events: Arc<Mutex<String>>,
-    stderr: Arc<Mutex<String>>,
-    stdin: Option<ChildStdin>,
+    pub(crate) stderr: Arc<Mutex<String>>,
+    pub(crate) stdin: Option<ChildStdin>,
 }
 
 impl Drop for Member {
@@ -39,7 +39,7 @@ fn signalling(server: &Server) -> String {
 
 /// Joins room `lab`.
 #[track_caller]
-fn join(server: &Server, name: &str, args: &[&str]) -> Member {
+pub(crate) fn join(server: &Server, name: &str, args: &[&str]) -> Member {
     let mut command = program();
     command.args(["join", "--room", "lab", "--json", "--host", "127.0.0.1", "--fps", "15", "--bitrate", "200"]);
     command.args(["--name", name, "--url", &signalling(server)]).args(args);
@@ -52,18 +52,18 @@ fn join(server: &Server, name: &str, args: &[&str]) -> Member {
 }
 
 impl Member {
-    fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         self.events.lock().unwrap().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Events of a kind, with this peer where one is named.
-    fn told(&self, event: &str, peer: Option<&str>) -> Vec<Value> {
+    pub(crate) fn told(&self, event: &str, peer: Option<&str>) -> Vec<Value> {
         let is_it = |told: &Value| told["event"] == event && peer.is_none_or(|peer| told["peer"] == peer);
         self.events().into_iter().filter(is_it).collect()
     }
 
     #[track_caller]
-    fn wait(&self, event: &str, peer: Option<&str>) -> Value {
+    pub(crate) fn wait(&self, event: &str, peer: Option<&str>) -> Value {
         until(&format!("{} tells of {event} {peer:?}", self.name), PATIENCE, || self.told(event, peer).pop())
     }
 
