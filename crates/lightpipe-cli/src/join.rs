@@ -267,11 +267,9 @@ impl<'a> Room<'a> {
                 let again = if *offset > 0 { format!(", the first {offset} are there") } else { String::new() };
                 format!("{name} {from} {peer}: {size} bytes{again}")
             }),
-            FileState::Progress { bytes } => {
-                // For people: each percent would be a line.
-                if self.flags.json {
-                    output::line(event("file_progress", json!({ "bytes": bytes })));
-                }
+            // Not for people: it would be ten lines a second.
+            FileState::Progress { bytes } if self.flags.json => {
+                output::line(event("file_progress", json!({ "bytes": bytes })));
             }
             FileState::Done { sha256, path, carried } => {
                 let more = json!({ "sha256": sha256, "path": path.to_string_lossy(), "carried": carried });

@@ -33,7 +33,7 @@ impl Drop for Member {
     }
 }
 
-fn signalling(server: &Server) -> String {
+pub(crate) fn signalling(server: &Server) -> String {
     format!("ws://{}/ws", server.address())
 }
 

@@ -142,15 +142,47 @@ pub enum FileError {
 
 /// What the thread is told. Messages are bounded by [`Line`], the others by the calls and connections that they come from.
 enum Mail {
-    Opened { peer: String, link: LinkId, key: u64 },
-    Gone { peer: String, link: LinkId },
-    Low { peer: String, link: LinkId },
-    Message { peer: String, link: LinkId, message: Message, waiting: Arc<AtomicUsize> },
-    Send { peer: String, path: PathBuf, reply: oneshot::Sender<Result<String, FileError>> },
-    Cancel { peer: String, id: String },
-    Joined { peer: String },
-    Left { peer: String },
-    Stop { done: oneshot::Sender<()> },
+    Opened {
+        peer: String,
+        link: LinkId,
+        key: u64,
+    },
+    Gone {
+        peer: String,
+        link: LinkId,
+    },
+    Low {
+        peer: String,
+        link: LinkId,
+    },
+    Message {
+        peer: String,
+        link: LinkId,
+        message: Message,
+        waiting: Arc<AtomicUsize>,
+    },
+    Send {
+        peer: String,
+        path: PathBuf,
+        reply: oneshot::Sender<Result<String, FileError>>,
+    },
+    Cancel {
+        peer: String,
+        id: String,
+    },
+    Joined {
+        peer: String,
+    },
+    /// With a word: it will not come back to what is under way.
+    Goodbye {
+        peer: String,
+    },
+    Left {
+        peer: String,
+    },
+    Stop {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// The thread, for those who have to do with it. It ends with the last of these.
@@ -199,6 +231,10 @@ impl Files {
 
     pub(super) fn joined(&self, peer: &str) {
         self.tell(Mail::Joined { peer: peer.to_owned() });
+    }
+
+    pub(super) fn goodbye(&self, peer: &str) {
+        self.tell(Mail::Goodbye { peer: peer.to_owned() });
     }
 
     pub(super) fn left(&self, peer: &str) {
@@ -476,6 +512,11 @@ impl Porter {
                 self.absent.retain(|absent| *absent != peer);
                 return;
             }
+            Mail::Goodbye { peer } => {
+                let Some(between) = self.peers.get_mut(&peer) else { return };
+                between.cancel_all(&peer, &self.world, "the other side left");
+                return;
+            }
             Mail::Left { peer } => {
                 self.leave(peer);
                 return;
@@ -495,7 +536,7 @@ impl Porter {
             && let Some(oldest) = self.absent.pop_front()
             && let Some(mut between) = self.peers.remove(&oldest)
         {
-            between.cancel_all(&oldest, &self.world, "the peer left");
+            between.cancel_all(&oldest, &self.world, "the other side left");
         }
     }
 

@@ -767,7 +767,12 @@ impl Driver {
         let Some(peer) = word("from").or_else(|| word("peer_id")) else { return };
         match method {
             "peer.joined" => self.mesh.joined(now, &peer, params.get("user_data").cloned().unwrap_or_default()),
-            "peer.left" => self.mesh.left(&peer),
+            "peer.left" => {
+                if let Some(files) = &self.shared.files {
+                    files.goodbye(&peer);
+                }
+                self.mesh.left(&peer);
+            }
             "peer.disconnected" => self.mesh.vanished(&peer),
             "peer.offer" => self.mesh.offered(now, &peer, sdp()),
             "peer.answer" => self.mesh.answered(now, &peer, sdp()),
