@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lightpipe::{ChannelEvent, Config, FileState, MeshConfig, MeshEvent, Message, ReceiveFiles};
 use lightpipe_net::client::mesh::CHAT;
 use lightpipe_signal::transfer::WINDOW;
+use lightpipe_testkit::netlab::{CLIENT_ADDR, Lab, LinkConfig, SERVER_ADDR};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::lab::server::{program, run};
 use crate::lab::{PATIENCE, quiet, send_signal, serve, shared, until};
-use crate::mesh::{Member, join, signalling};
+use crate::mesh::{Member, join, join_from, signalling};
 use crate::room;
 
 /// A file of so many bytes by chance.
@@ -366,6 +367,65 @@ async fn what_cannot_be_sent_or_kept_is_said_at_once() {
         let url = signalling(&server);
         let told = run(program().args(["join", "--room", "lab", "--host", "127.0.0.1", "--url", &url]).args(&args));
         assert!(told.0 == Some(code) && told.1.contains(says), "{args:?}: {told:?}");
+    }
+}
+
+/// Losses, a cut that the connection outlives, and one that it does not.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "nightly: needs root and namespaces, measures time"]
+async fn files_over_a_bad_network_and_over_none() {
+    let _machine = quiet().await;
+    let far = LinkConfig::default().with_delay_millis(20);
+    let lossy = far.clone().with_loss(0.02);
+    let lab = Lab::new(lossy.clone(), lossy).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let server = lab.in_server(|| serve(&["pattern"]).on_host(SERVER_ADDR).start()).unwrap();
+    // Receives until it is dropped; whoever sends says so.
+    let send = |size: usize, middle: &dyn Fn(&Member)| -> (Value, Vec<u64>) {
+        let folder = tempfile::tempdir().unwrap();
+        let film = file(home.path(), "film.bin", size);
+        let (film_arg, save) = (film.to_str().unwrap(), folder.path().to_str().unwrap());
+        let bob = lab.in_client(|| join_from(CLIENT_ADDR, &server, "bob", &["--save", save])).unwrap();
+        bob.wait("in_room", None);
+        let args = ["--send", film_arg, "--to", "bob"];
+        let ada = lab.in_server(|| join_from(SERVER_ADDR, &server, "ada", &args)).unwrap();
+        ada.wait("file_began", Some("bob"));
+        let began = Instant::now();
+        middle(&ada);
+        let sent = until("the end of the file", Duration::from_secs(180), || ada.told("file_done", None).pop());
+        println!(
+            "{size} bytes in {:?}: {:.2} MiB/s",
+            began.elapsed(),
+            size as f64 / f64::from(1 << 20) / began.elapsed().as_secs_f64()
+        );
+        assert_eq!(sha256(&folder.path().join("film.bin")), sha256(&film));
+        bob.wait_files("ada", 1);
+        ada.check_progress("bob");
+        bob.check_progress("ada");
+        (sent, offsets(&ada, "bob"))
+    };
+    const SMALL: usize = 8 << 20;
+    let (sent, offsets) = send(SMALL, &|_| ());
+    assert_eq!((&sent["carried"], offsets), (&SMALL.into(), vec![0]), "losses are the channel's matter");
+
+    const SIZE: usize = 48 << 20;
+    let cable = far.with_rate_bps(80_000_000);
+    for (seconds, connections) in [(2, 1), (40, 2)] {
+        lab.set_links(cable.clone(), cable.clone()).unwrap();
+        let (sent, offsets) = send(SIZE, &|ada| {
+            let there = || ada.told("file_progress", None).pop().and_then(|event| event["bytes"].as_u64());
+            until("the middle of the file", PATIENCE, || there().filter(|bytes| *bytes > SIZE as u64 / 3));
+            let none = cable.clone().with_loss(1.0);
+            lab.set_links(none.clone(), none).unwrap();
+            std::thread::sleep(Duration::from_secs(seconds));
+            lab.set_links(cable.clone(), cable.clone()).unwrap();
+            let (back, bytes) = (Instant::now(), there());
+            until("more of the file", PATIENCE, || (there() > bytes).then_some(()));
+            println!("cut for {seconds} s: it goes on {:?} after", back.elapsed());
+        });
+        let carried = sent["carried"].as_u64().unwrap();
+        assert!(carried <= SIZE as u64 + WINDOW, "{carried} bytes, taken from {offsets:?}");
+        assert_eq!(offsets.len(), connections, "taken from {offsets:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rooms with native peers: `lightpipe join` beside others of its kind and beside browsers.
 
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,8 +41,14 @@ pub(crate) fn signalling(server: &Server) -> String {
 /// Joins room `lab`.
 #[track_caller]
 pub(crate) fn join(server: &Server, name: &str, args: &[&str]) -> Member {
+    join_from(Ipv4Addr::LOCALHOST, server, name, args)
+}
+
+/// Joins room `lab` from an address of this machine.
+#[track_caller]
+pub(crate) fn join_from(host: Ipv4Addr, server: &Server, name: &str, args: &[&str]) -> Member {
     let mut command = program();
-    command.args(["join", "--room", "lab", "--json", "--host", "127.0.0.1", "--fps", "15", "--bitrate", "200"]);
+    command.args(["join", "--room", "lab", "--json", "--fps", "15", "--bitrate", "200", "--host", &host.to_string()]);
     command.args(["--name", name, "--url", &signalling(server)]).args(args);
     command.env("LIGHTPIPE_VIDEO_WIDTH", "320").env("LIGHTPIPE_VIDEO_HEIGHT", "180");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
