@@ -47,6 +47,8 @@ const JOIN_EXAMPLES: &str = "Examples:
   lightpipe join --room lab --source camera --name ada
   lightpipe join --room lab --source cube --url ws://media.example:8080/ws --json
   lightpipe join --room lab --port 8090         watch the others at /watch/lab.NAME
+  lightpipe join --room lab --send film.mp4 --to ada
+  lightpipe join --room lab --save ./received
 
 Stays until SIGINT or SIGTERM, or until --seconds are over. A server that comes back is joined again; connections to the others do not
 end with it.
@@ -296,6 +298,15 @@ pub(crate) struct JoinFlags {
     /// Say each line of standard input to everybody, on the data channel for chat
     #[arg(long)]
     pub(crate) chat: bool,
+    /// Send this file to each member, once, or to those of --to; may be repeated. A cut is gone over: only the rest is sent again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) send: Vec<PathBuf>,
+    /// To whom --send sends; may be repeated
+    #[arg(long, value_name = "NAME", requires = "send")]
+    pub(crate) to: Vec<String>,
+    /// Take the files that others send, into this folder, which is made where it is missing; without it they are refused
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) save: Option<PathBuf>,
     /// Print events, and figures each second, on standard output as JSON lines
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,13 +1,16 @@
 //! `lightpipe join`: a member of a room until a signal comes. What happens is printed as lines, or as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use lightpipe::{ChannelEvent, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource};
+use lightpipe::{
+    ChannelEvent, FileDirection, FileInfo, FileState, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource,
+    ReceiveFiles,
+};
 use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream, Subscription};
 use lightpipe_net::client::mesh::CHAT;
 use lightpipe_signal::message::is_name;
@@ -32,7 +35,12 @@ pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
         bail!(settings::SettingsError::new(both));
     }
     let name = flags.name.clone().unwrap_or_else(|| format!("peer-{:04x}", std::process::id() & 0xffff));
-    if let Some(word) = [&flags.room, &name].into_iter().find(|word| !is_name(word)) {
+    for file in &flags.send {
+        if !file.is_file() {
+            bail!(settings::SettingsError::new(format!("{} is no file that could be sent", file.display())));
+        }
+    }
+    if let Some(word) = [&flags.room, &name].into_iter().chain(&flags.to).find(|word| !is_name(word)) {
         let text = format!("{word:?} is no name for a room or a peer: 1 to 64 letters, digits, _ and -");
         bail!(settings::SettingsError::new(text));
     }
@@ -43,6 +51,9 @@ pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
     let server = start_with(config, &sources, pages)?;
     let mut mesh_config = MeshConfig::new(flags.url.clone(), &flags.room, &name);
     mesh_config.user_data = json!({ "name": name });
+    if let Some(folder) = &flags.save {
+        mesh_config.receive_files = ReceiveFiles::Into(folder.clone());
+    }
     let ended = runtime.block_on(async {
         let joined = server.join(published.as_deref(), mesh_config);
         tokio::pin!(joined);
@@ -86,6 +97,8 @@ struct Room<'a> {
     first: mpsc::UnboundedReceiver<(String, &'static str, Instant)>,
     first_sender: mpsc::UnboundedSender<(String, &'static str, Instant)>,
     chat: Chat,
+    /// To whom the files were given.
+    sent_to: BTreeSet<String>,
 }
 
 /// Somebody whose stream we take.
@@ -125,7 +138,16 @@ impl Outlet for First {
 impl<'a> Room<'a> {
     fn new(flags: &'a JoinFlags, me: &'a str, mesh: MeshHandle) -> Self {
         let (first_sender, first) = mpsc::unbounded_channel();
-        Self { flags, me, mesh, watched: BTreeMap::new(), first, first_sender, chat: Chat::new() }
+        Self {
+            flags,
+            me,
+            mesh,
+            watched: BTreeMap::new(),
+            first,
+            first_sender,
+            chat: Chat::new(),
+            sent_to: BTreeSet::new(),
+        }
     }
 
     /// One thing that happened: for programs, or for people.
@@ -176,6 +198,7 @@ impl<'a> Room<'a> {
                 self.say(json!({ "event": "joined", "peer": peer, "user_data": user_data }), || {
                     format!("{peer}: here")
                 });
+                self.send_files(&peer).await;
             }
             MeshEvent::Connected { peer, took, again } => {
                 self.say(
@@ -191,6 +214,7 @@ impl<'a> Room<'a> {
                 self.chat.left(&peer);
                 self.say(json!({ "event": "left", "peer": peer }), || format!("{peer}: left"));
             }
+            MeshEvent::File { peer, file, state } => self.on_file(&peer, &file, &state),
             MeshEvent::State { peer, state } => {
                 self.say(json!({ "event": "state", "peer": peer, "state": state }), || format!("{peer}: {state}"));
             }
@@ -203,6 +227,62 @@ impl<'a> Room<'a> {
                 self.say(json!({ "event": "server_back" }), || "the server is back".to_owned());
             }
             MeshEvent::Channel { peer, event } => self.on_channel(&peer, event).await,
+            _ => {}
+        }
+    }
+
+    /// Gives somebody who came all files, the first time.
+    async fn send_files(&mut self, peer: &str) {
+        let meant = self.flags.to.is_empty() || self.flags.to.iter().any(|to| to == peer);
+        if !meant || !self.sent_to.insert(peer.to_owned()) {
+            return;
+        }
+        for path in &self.flags.send {
+            if let Err(error) = self.mesh.send_file(peer, path).await {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let event = json!({
+                    "event": "file_failed", "peer": peer, "name": name, "direction": "out", "reason": error.to_string(),
+                });
+                self.say(event, || format!("{peer}: {name} is not sent: {error}"));
+            }
+        }
+    }
+
+    fn on_file(&self, peer: &str, file: &FileInfo, state: &FileState) {
+        let outgoing = file.direction == FileDirection::Outgoing;
+        let FileInfo { id, name, size, .. } = file;
+        let event = |what: &str, more: Value| {
+            let mut event = json!({
+                "event": what, "peer": peer, "id": id, "name": name, "size": size,
+                "direction": if outgoing { "out" } else { "in" },
+            });
+            if let (Some(event), Value::Object(more)) = (event.as_object_mut(), more) {
+                event.extend(more);
+            }
+            event
+        };
+        let from = if outgoing { "to" } else { "from" };
+        match state {
+            FileState::Began { offset } => self.say(event("file_began", json!({ "offset": offset })), || {
+                let again = if *offset > 0 { format!(", the first {offset} are there") } else { String::new() };
+                format!("{name} {from} {peer}: {size} bytes{again}")
+            }),
+            // Not for people: it would be ten lines a second.
+            FileState::Progress { bytes } if self.flags.json => {
+                output::line(event("file_progress", json!({ "bytes": bytes })));
+            }
+            FileState::Done { sha256, path, carried } => {
+                let more = json!({ "sha256": sha256, "path": path.to_string_lossy(), "carried": carried });
+                self.say(event("file_done", more), || {
+                    let place = if outgoing { String::new() } else { format!(", in {}", path.display()) };
+                    format!("{name} {from} {peer}: done{place}, SHA-256 {sha256}")
+                });
+            }
+            FileState::Failed { reason } => {
+                self.say(event("file_failed", json!({ "reason": reason })), || {
+                    format!("{name} {from} {peer}: {reason}")
+                });
+            }
             _ => {}
         }
     }

@@ -330,6 +330,27 @@ impl Channels {
         Ok(buffered)
     }
 
+    /// Takes as many messages as there is room for, and leaves the others; what the channel holds then.
+    pub(crate) fn send_all(
+        &mut self,
+        label: &str,
+        messages: &mut VecDeque<Message>,
+        rtc: &mut Rtc,
+    ) -> Result<usize, ChannelError> {
+        let mut buffered = self.buffered(label, rtc);
+        while let Some(message) = messages.pop_front() {
+            if buffered + message.as_bytes().len() > MAX_BUFFERED {
+                messages.push_front(message);
+                if let Some(channel) = self.all.iter_mut().find(|channel| channel.init.label == label) {
+                    channel.was_high = true;
+                }
+                break;
+            }
+            buffered = self.send(label, message, rtc)?;
+        }
+        Ok(buffered)
+    }
+
     /// What a channel holds that has not left, bytes.
     pub(crate) fn buffered(&self, label: &str, rtc: &mut Rtc) -> usize {
         self.all.iter().find(|channel| channel.init.label == label).map_or(0, |channel| channel.buffered(rtc))

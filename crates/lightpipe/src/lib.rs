@@ -28,7 +28,8 @@ pub use frames::{AudioSender, FrameSender, SoundError};
 pub use lightpipe_media::frame::FrameError;
 pub use lightpipe_media::{Event, EventKind, EventLog, PixelFormat, Size};
 pub use lightpipe_net::{
-    Client, ClientState, ClientStatus, Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer,
+    Client, ClientState, ClientStatus, FileDirection, FileError, FileInfo, FileState, Mesh, MeshConfig, MeshError,
+    MeshEvent, MeshHandle, MeshPeer, ReceiveFiles,
 };
 pub use lightpipe_rtc::{ChannelError, ChannelEvent, ChannelInit, Delivery, Message};
 pub use server::{Server, ServerError};

@@ -20,6 +20,7 @@ mod codecs;
 mod crowd;
 mod desktop;
 mod exits;
+mod files;
 mod film;
 mod gstreamer;
 mod janus;

@@ -1,6 +1,7 @@
 //! Rooms with native peers: `lightpipe join` beside others of its kind and beside browsers.
 
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,12 +16,12 @@ use crate::lab::{PATIENCE, Server, chromium, quiet, send_signal, serve, shared, 
 const PICTURE: usize = 320 * 180 * 3 / 2;
 
 /// A running `lightpipe join --json`. Dropping it kills it.
-struct Member {
-    child: Child,
+pub(crate) struct Member {
+    pub(crate) child: Child,
     name: String,
     events: Arc<Mutex<String>>,
-    stderr: Arc<Mutex<String>>,
-    stdin: Option<ChildStdin>,
+    pub(crate) stderr: Arc<Mutex<String>>,
+    pub(crate) stdin: Option<ChildStdin>,
 }
 
 impl Drop for Member {
@@ -33,15 +34,21 @@ impl Drop for Member {
     }
 }
 
-fn signalling(server: &Server) -> String {
+pub(crate) fn signalling(server: &Server) -> String {
     format!("ws://{}/ws", server.address())
 }
 
 /// Joins room `lab`.
 #[track_caller]
-fn join(server: &Server, name: &str, args: &[&str]) -> Member {
+pub(crate) fn join(server: &Server, name: &str, args: &[&str]) -> Member {
+    join_from(Ipv4Addr::LOCALHOST, server, name, args)
+}
+
+/// Joins room `lab` from an address of this machine.
+#[track_caller]
+pub(crate) fn join_from(host: Ipv4Addr, server: &Server, name: &str, args: &[&str]) -> Member {
     let mut command = program();
-    command.args(["join", "--room", "lab", "--json", "--host", "127.0.0.1", "--fps", "15", "--bitrate", "200"]);
+    command.args(["join", "--room", "lab", "--json", "--fps", "15", "--bitrate", "200", "--host", &host.to_string()]);
     command.args(["--name", name, "--url", &signalling(server)]).args(args);
     command.env("LIGHTPIPE_VIDEO_WIDTH", "320").env("LIGHTPIPE_VIDEO_HEIGHT", "180");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -52,18 +59,18 @@ fn join(server: &Server, name: &str, args: &[&str]) -> Member {
 }
 
 impl Member {
-    fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         self.events.lock().unwrap().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Events of a kind, with this peer where one is named.
-    fn told(&self, event: &str, peer: Option<&str>) -> Vec<Value> {
+    pub(crate) fn told(&self, event: &str, peer: Option<&str>) -> Vec<Value> {
         let is_it = |told: &Value| told["event"] == event && peer.is_none_or(|peer| told["peer"] == peer);
         self.events().into_iter().filter(is_it).collect()
     }
 
     #[track_caller]
-    fn wait(&self, event: &str, peer: Option<&str>) -> Value {
+    pub(crate) fn wait(&self, event: &str, peer: Option<&str>) -> Value {
         until(&format!("{} tells of {event} {peer:?}", self.name), PATIENCE, || self.told(event, peer).pop())
     }
 

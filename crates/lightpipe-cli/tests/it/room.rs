@@ -71,7 +71,7 @@ const TALK: &str = "(async () => {
 
 /// Addresses of this machine instead of mDNS names, which only the browser itself would know. The last list of features to disable counts alone, so
 /// the driver's are in it.
-async fn chromium() -> Browser {
+pub(crate) async fn chromium() -> Browser {
     let options = Options::default()
         .with_arg("--disable-features=WebRtcHideLocalIpsWithMdns,OptimizationHints,MediaRouter,Translate,CalculateNativeWinOcclusion")
         .with_command_timeout(Duration::from_secs(120));
@@ -100,7 +100,7 @@ async fn enter(browser: &Browser, server: &Server, talker: &Talker) -> Page {
     page
 }
 
-async fn join(page: &Page, name: &str) {
+pub(crate) async fn join(page: &Page, name: &str) {
     page.evaluate(&format!(
         "(document.querySelector('#name').value = '{name}', document.querySelector('#enter').click())"
     ))
@@ -125,7 +125,7 @@ async fn say(page: &Page, text: &str) {
 }
 
 /// Sends a file of so many bytes by the page's own input, and notes what becomes of it.
-async fn send(page: &Page, bytes: usize, name: &str) -> Value {
+pub(crate) async fn send(page: &Page, bytes: usize, name: &str) -> Value {
     let script = format!(
         "(async () => {{
   const bytes = new Uint8Array({bytes});
@@ -142,7 +142,7 @@ async fn send(page: &Page, bytes: usize, name: &str) -> Value {
 }
 
 /// Accepts each file that is offered, by its button, and notes the progress of the last.
-const ACCEPT: &str = "void (() => {
+pub(crate) const ACCEPT: &str = "void (() => {
   window.progress = [];
   room.transfers.addEventListener('transfer', ({ detail: { transfer } }) => {
     progress.push(transfer.done);
@@ -151,7 +151,7 @@ const ACCEPT: &str = "void (() => {
 })()";
 
 /// Name, size, digest and bytes in order of what arrived; the digest is the browser's own, of the Blob that one would save.
-const RECEIVED: &str = "(async () => {
+pub(crate) const RECEIVED: &str = "(async () => {
   const transfer = room.transfers.all.findLast(one => one.direction === 'in');
   const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', await transfer.blob.arrayBuffer()));
   return [document.querySelector('.file a[download]').download, transfer.blob.size, Array.from(digest, byte => byte.toString(16).padStart(2, '0')).join(''),

@@ -9,9 +9,10 @@
 //! What happens when is [`lightpipe_signal::mesh`]'s to say; here it is carried out. The connections do not end with the one to the server.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::http::Uri;
@@ -30,6 +31,7 @@ use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tracing::{debug, info, warn};
 
+use super::files::{FileError, FileInfo, FileState, Files, Folder, Line, ReceiveFiles};
 use crate::media::{LinkOutlet, LinkState, MediaEngine, PeerInfo, ViewerError};
 use crate::registry::Streams;
 
@@ -43,7 +45,7 @@ type Attempt = Pin<Box<dyn Future<Output = Connected> + Send>>;
 /// Label and number of the channel for chat, which every member opens by itself (RFC 8832 §2).
 pub const CHAT: (&str, u16) = ("chat", 100);
 
-/// The same of the channel for files.
+/// The same of the channel for files. What is said on it is the mesh's own, see [`MeshHandle::send_file`].
 pub const FILES: (&str, u16) = ("files", 101);
 
 /// How long the server may take to let us in.
@@ -75,6 +77,8 @@ pub struct MeshConfig {
     pub user_data: Value,
     /// Data channels to each peer.
     pub channels: Vec<ChannelInit>,
+    /// What becomes of files that others offer. Nothing, unless [`FILES`] is among the channels.
+    pub receive_files: ReceiveFiles,
     /// By which we take our place again, although the server has not noticed that we were gone.
     resume: String,
 }
@@ -89,6 +93,7 @@ impl MeshConfig {
             id: id.into(),
             user_data: json!({}),
             channels,
+            receive_files: ReceiveFiles::default(),
             resume: crate::media::random_id(),
         }
     }
@@ -115,6 +120,17 @@ pub enum MeshError {
     /// A data channel did not take a message.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// The folder for files cannot be made or read.
+    #[error("{path}: {error}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The system gives us no thread for files.
+    #[error("no thread for files")]
+    Thread(#[source] std::io::Error),
     /// We left.
     #[error("this member has left the room")]
     Gone,
@@ -158,6 +174,15 @@ pub enum MeshEvent {
         peer: String,
         /// What.
         event: ChannelEvent,
+    },
+    /// A file goes to a peer, or comes from it. Who leaves thousands of events unread misses some of these.
+    File {
+        /// To or from whom.
+        peer: String,
+        /// Which.
+        file: FileInfo,
+        /// How far it is.
+        state: FileState,
     },
     /// Somebody says something about itself to the room.
     State {
@@ -206,7 +231,9 @@ pub struct MeshHandle {
 struct Shared {
     engine: Arc<MediaEngine>,
     peers: Mutex<BTreeMap<String, Entry>>,
-    events: Events,
+    events: Arc<Events>,
+    /// None without a channel for them.
+    files: Option<Files>,
     stop: watch::Sender<bool>,
     said: mpsc::Sender<String>,
 }
@@ -220,9 +247,9 @@ struct Entry {
     low: Arc<Notify>,
 }
 
-/// Events on their way to whoever reads them. Those of the room are few; messages are bounded.
+/// Events on their way to whoever reads them. Those of the room are few; messages and files are bounded.
 #[derive(Debug)]
-struct Events {
+pub(super) struct Events {
     sender: mpsc::UnboundedSender<MeshEvent>,
     messages: AtomicUsize,
     bytes: AtomicUsize,
@@ -236,6 +263,15 @@ impl Events {
 
     /// False when too much waits.
     fn push_channel(&self, peer: &str, event: ChannelEvent) -> bool {
+        self.push_bounded(MeshEvent::Channel { peer: peer.to_owned(), event })
+    }
+
+    /// False when too much waits.
+    pub(super) fn push_file(&self, event: MeshEvent) -> bool {
+        self.push_bounded(event)
+    }
+
+    fn push_bounded(&self, event: MeshEvent) -> bool {
         if let Some(len) = len_of(&event) {
             if self.messages.load(Relaxed) >= MAX_WAITING_MESSAGES || self.bytes.load(Relaxed) + len > MAX_WAITING_BYTES
             {
@@ -244,23 +280,23 @@ impl Events {
             self.messages.fetch_add(1, Relaxed);
             self.bytes.fetch_add(len, Relaxed);
         }
-        self.push(MeshEvent::Channel { peer: peer.to_owned(), event });
+        self.push(event);
         true
     }
 
     fn was_read(&self, event: &MeshEvent) {
-        if let MeshEvent::Channel { event, .. } = event
-            && let Some(len) = len_of(event)
-        {
+        if let Some(len) = len_of(event) {
             self.messages.fetch_sub(1, Relaxed);
             self.bytes.fetch_sub(len, Relaxed);
         }
     }
 }
 
-const fn len_of(event: &ChannelEvent) -> Option<usize> {
+/// Bytes of what is bounded.
+const fn len_of(event: &MeshEvent) -> Option<usize> {
     match event {
-        ChannelEvent::Message { message, .. } => Some(message.as_bytes().len()),
+        MeshEvent::Channel { event: ChannelEvent::Message { message, .. }, .. } => Some(message.as_bytes().len()),
+        MeshEvent::File { .. } => Some(0),
         _ => None,
     }
 }
@@ -275,6 +311,9 @@ impl Shared {
 struct Outlet {
     peer: String,
     link: LinkId,
+    /// The engine's number of it; known before its description is sent, so before anything comes.
+    key: OnceLock<u64>,
+    files: Option<Line>,
     low: Arc<Notify>,
     shared: Arc<Shared>,
     states: mpsc::UnboundedSender<(LinkId, LinkState)>,
@@ -285,10 +324,30 @@ impl LinkOutlet for Outlet {
         let _ = self.states.send((self.link, state));
         if matches!(state, LinkState::Closed(_)) {
             self.low.notify_waiters();
+            if let Some(files) = &self.files {
+                files.gone();
+            }
         }
     }
 
     fn channel(&self, event: ChannelEvent) -> bool {
+        if let Some(files) = &self.files {
+            match event {
+                ChannelEvent::Message { label, message } if label == FILES.0 => return files.message(message),
+                ChannelEvent::Low { label } if label == FILES.0 => {
+                    files.low();
+                    return true;
+                }
+                // These two are told, too.
+                ChannelEvent::Open { ref label } if label == FILES.0 => {
+                    if let Some(key) = self.key.get() {
+                        files.opened(*key);
+                    }
+                }
+                ChannelEvent::Closed { ref label, .. } if label == FILES.0 => files.gone(),
+                _ => {}
+            }
+        }
         if matches!(event, ChannelEvent::Low { .. } | ChannelEvent::Closed { .. }) {
             self.low.notify_waiters();
         }
@@ -314,17 +373,15 @@ impl Mesh {
             // Tells others that it is still us when we come back.
             user_data.insert("session".into(), crate::media::random_id().into());
         }
-        let (socket, present) = connect(&config, &sends).await?;
         let (sender, events) = mpsc::unbounded_channel();
+        let waiting = Events { sender, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
+        let waiting = Arc::new(waiting);
+        // Before others see us: what they offer is taken, then.
+        let files = start_files(&engine, &waiting, &config).await?;
+        let (socket, present) = connect(&config, &sends).await?;
         let (stop, stopped) = watch::channel(false);
         let (said, to_say) = mpsc::channel(64);
-        let shared = Arc::new(Shared {
-            engine,
-            peers: Mutex::default(),
-            events: Events { sender, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) },
-            stop,
-            said,
-        });
+        let shared = Arc::new(Shared { engine, peers: Mutex::default(), events: waiting, files, stop, said });
         let (states_sender, states) = mpsc::unbounded_channel();
         let driver = Driver {
             mesh: mesh::Mesh::new(config.id.clone(), fastrand::u64(..)),
@@ -397,11 +454,31 @@ impl MeshHandle {
     /// The same without waiting: a channel that holds too much refuses.
     pub async fn try_send(&self, peer: &str, label: &str, message: Message) -> Result<usize, MeshError> {
         let not_connected = || MeshError::NotConnected(peer.to_owned());
+        if label == FILES.0 && self.shared.files.is_some() {
+            return Err(ChannelError::BadLabel(label.to_owned()).into());
+        }
         let key = self.entry(peer).and_then(|(key, _)| key).ok_or_else(not_connected)?;
         match self.shared.engine.send_message(key, label.to_owned(), message).await {
             Ok(buffered) => Ok(buffered),
             Err(ViewerError::Peer(PeerError::Channel(error))) => Err(error.into()),
             Err(_) => Err(not_connected()),
+        }
+    }
+
+    /// Sends a file to a peer, who is in the room and may be connected later; [`MeshEvent::File`] tells how far it is. A cut is gone over: when there is
+    /// a connection again within ten minutes, the rest is sent. Eight files are on their way at a time, others wait. The transfer's id.
+    pub async fn send_file(&self, peer: &str, path: impl Into<PathBuf>) -> Result<String, FileError> {
+        let files = self.shared.files.as_ref().ok_or(FileError::NoChannel)?;
+        if !self.shared.peers().contains_key(peer) {
+            return Err(FileError::NotThere(peer.to_owned()));
+        }
+        files.send(peer, path.into()).await
+    }
+
+    /// Ends a transfer, whichever way it goes; [`FileState::Failed`] follows. One that is over stays so.
+    pub fn cancel_file(&self, peer: &str, id: &str) {
+        if let Some(files) = &self.shared.files {
+            files.cancel(peer, id);
         }
     }
 
@@ -429,6 +506,28 @@ impl MeshHandle {
     fn entry(&self, peer: &str) -> Option<(Option<u64>, Arc<Notify>)> {
         self.shared.peers().get(peer).map(|entry| (entry.key, Arc::clone(&entry.low)))
     }
+}
+
+/// The thread for files, where there is a channel for them.
+async fn start_files(
+    engine: &Arc<MediaEngine>,
+    events: &Arc<Events>,
+    config: &MeshConfig,
+) -> Result<Option<Files>, MeshError> {
+    let is_it = |init: &&ChannelInit| init.label == FILES.0 && init.id == Some(FILES.1);
+    let Some(channel) = config.channels.iter().find(is_it) else { return Ok(None) };
+    let folder = match &config.receive_files {
+        ReceiveFiles::Refuse => None,
+        ReceiveFiles::Into(path) => {
+            let path = path.clone();
+            let opened = tokio::task::spawn_blocking(move || {
+                Folder::open(&path).map_err(|error| MeshError::Folder { path, error })
+            });
+            Some(opened.await.unwrap_or(Err(MeshError::Gone))?)
+        }
+    };
+    let (engine, events) = (Arc::clone(engine), Arc::clone(events));
+    Files::start(engine, events, folder, channel.low_threshold).map(Some).map_err(MeshError::Thread)
 }
 
 /// Opens the conversation and announces us; answers who is there.
@@ -603,6 +702,10 @@ impl Driver {
                 attempt = Some(self.attempt_after(pause.min(mesh::LONGEST_PAUSE) / 4));
             }
         }
+        if let Some(files) = &self.shared.files {
+            // While there are connections to say so on.
+            let _ = tokio::time::timeout(STOP_LIMIT, files.stop()).await;
+        }
         self.call(&mut socket, "peer.disconnect", &json!({ "reason": "left" }), None).await;
         if let Some(mut socket) = socket {
             let _ = tokio::time::timeout(STOP_LIMIT, socket.close(None)).await;
@@ -664,7 +767,12 @@ impl Driver {
         let Some(peer) = word("from").or_else(|| word("peer_id")) else { return };
         match method {
             "peer.joined" => self.mesh.joined(now, &peer, params.get("user_data").cloned().unwrap_or_default()),
-            "peer.left" => self.mesh.left(&peer),
+            "peer.left" => {
+                if let Some(files) = &self.shared.files {
+                    files.goodbye(&peer);
+                }
+                self.mesh.left(&peer);
+            }
             "peer.disconnected" => self.mesh.vanished(&peer),
             "peer.offer" => self.mesh.offered(now, &peer, sdp()),
             "peer.answer" => self.mesh.answered(now, &peer, sdp()),
@@ -735,6 +843,8 @@ impl Driver {
         let outlet = Arc::new(Outlet {
             peer: peer.clone(),
             link,
+            key: OnceLock::new(),
+            files: self.shared.files.as_ref().map(|files| files.line(peer.clone(), link)),
             low,
             shared: Arc::clone(&self.shared),
             states: self.states_sender.clone(),
@@ -742,6 +852,7 @@ impl Driver {
         let method = if offer.is_some() { "peer.answer" } else { "peer.offer" };
         let (engine, sends) = (Arc::clone(&self.shared.engine), Arc::clone(&self.sends));
         let channels = self.config.channels.clone();
+        let told = Arc::clone(&outlet);
         // Key work: a few milliseconds.
         let made = tokio::task::spawn_blocking(move || match offer {
             Some(offer) => engine.answer_mutual(&sends, &receives, &offer, &channels, outlet),
@@ -750,6 +861,7 @@ impl Driver {
         match made.await.unwrap_or(Err(ViewerError::Gone)) {
             Ok(session) => {
                 self.links.insert(link, session.key);
+                let _ = told.key.set(session.key);
                 if let Some(entry) = self.shared.peers().get_mut(&peer) {
                     entry.key = Some(session.key);
                 }
@@ -787,11 +899,17 @@ impl Driver {
                 let _ = self.streams.add(Arc::clone(&stream), format!("{peer} in room {}", self.config.room));
                 let entry = Entry { stream: Arc::clone(&stream), connected: false, key: None, low: Arc::default() };
                 self.shared.peers().insert(peer.clone(), entry);
+                if let Some(files) = &self.shared.files {
+                    files.joined(&peer);
+                }
                 MeshEvent::Joined { peer, user_data, stream }
             }
             News::Connected { peer, took, again } => MeshEvent::Connected { peer, took, again },
             News::Lost { peer } => MeshEvent::Lost { peer },
             News::Left { peer } => {
+                if let Some(files) = &self.shared.files {
+                    files.left(&peer);
+                }
                 if let Some(entry) = self.shared.peers().remove(&peer) {
                     self.streams.remove(entry.stream.name());
                     self.shared.engine.close_viewers_of(entry.stream.name(), DisconnectCause::StreamEnded);

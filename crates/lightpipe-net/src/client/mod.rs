@@ -8,6 +8,7 @@
 //! Both are the same state machine over a [`WhipSignaling`] and a [`WebRtcSession`]: a session is asked for, lives, ends, and the
 //! next one is asked for after a pause. Our offers carry all candidates, so no PATCH is ever sent: nothing can fail that a server does not have.
 
+mod files;
 mod http;
 mod machine;
 pub mod mesh;
@@ -26,6 +27,7 @@ use lightpipe_rtc::SentLayer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::files::{FileDirection, FileError, FileInfo, FileState, ReceiveFiles};
 pub use self::http::{HttpError, tls};
 pub use self::mesh::{Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer};
 pub use self::session::WebRtcSession;

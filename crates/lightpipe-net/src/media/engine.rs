@@ -1,9 +1,10 @@
 //! Starts the media threads and hands peers to them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -384,6 +385,20 @@ impl MediaEngine {
         let (reply, taken) = oneshot::channel();
         self.command(key, Command::Message { key, label, message, reply });
         Ok(taken.await.map_err(|_| ViewerError::Gone)?.map_err(PeerError::from)?)
+    }
+
+    /// Gives a data channel of a connection between equals as many messages as it has room for; what it holds with them, bytes, and the others.
+    /// Waits for the media thread: not for tasks.
+    pub(crate) fn send_messages(
+        &self,
+        key: u64,
+        label: &'static str,
+        messages: VecDeque<Message>,
+    ) -> Result<(usize, VecDeque<Message>), ViewerError> {
+        let (reply, taken) = mpsc::sync_channel(1);
+        self.command(key, Command::Messages { key, label, messages, reply });
+        // A thread that has ended leaves its commands unanswered.
+        Ok(taken.recv_timeout(STOP_LIMIT).map_err(|_| ViewerError::Gone)?.map_err(PeerError::from)?)
     }
 
     /// Opens a data channel on a connection between equals.

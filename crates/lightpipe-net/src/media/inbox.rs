@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream};
@@ -53,6 +54,13 @@ pub(crate) enum Command {
         label: String,
         message: Message,
         reply: oneshot::Sender<Result<usize, ChannelError>>,
+    },
+    Messages {
+        key: u64,
+        label: &'static str,
+        messages: VecDeque<Message>,
+        /// What the channel holds then, and what it had no room for.
+        reply: SyncSender<Result<(usize, VecDeque<Message>), ChannelError>>,
     },
     OpenChannel {
         key: u64,

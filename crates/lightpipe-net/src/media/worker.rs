@@ -426,6 +426,11 @@ impl Worker {
                     let _ = reply.send(result);
                 }
             }
+            Command::Messages { key, label, mut messages, reply } => {
+                if let Some(Ok(result)) = self.turn(key, |peer, _| Ok(peer.send_messages(label, &mut messages))) {
+                    let _ = reply.send(result.map(|buffered| (buffered, messages)));
+                }
+            }
             Command::OpenChannel { key, init, reply } => {
                 if let Some(Ok(result)) = self.turn(key, |peer, _| Ok(peer.open_channel(init))) {
                     let _ = reply.send(result);

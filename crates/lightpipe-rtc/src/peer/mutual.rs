@@ -1,5 +1,6 @@
 //! A connection between equals, as in a mesh: both sides send and receive on the same lines, open data channels, and may negotiate again.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use lightpipe_media::VideoCodec;
@@ -117,6 +118,13 @@ impl Peer {
     pub fn send_message(&mut self, label: &str, message: Message) -> Result<usize, ChannelError> {
         let mutual = self.mutual.as_mut().ok_or_else(|| ChannelError::NoSuchChannel(label.to_owned()))?;
         mutual.channels.send(label, message, &mut self.session.rtc)
+    }
+
+    /// Takes as many messages for a data channel as it has room for, and leaves the others, for which [`ChannelEvent::Low`] comes; what the channel
+    /// holds then, bytes.
+    pub fn send_messages(&mut self, label: &str, messages: &mut VecDeque<Message>) -> Result<usize, ChannelError> {
+        let mutual = self.mutual.as_mut().ok_or_else(|| ChannelError::NoSuchChannel(label.to_owned()))?;
+        mutual.channels.send_all(label, messages, &mut self.session.rtc)
     }
 
     /// What a data channel holds that has not left, bytes.

@@ -167,9 +167,9 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum End {
-    /// The receiver has the whole file.
+    /// The receiver has the whole file, of this SHA-256.
     #[error("done")]
-    Done,
+    Done(Digest),
     /// The receiver does not want it.
     #[error("refused: {0}")]
     Refused(String),
@@ -354,7 +354,7 @@ impl Transfers {
         if self.outgoing.len() + self.incoming.len() == before {
             return;
         }
-        if !self.connected && end != End::Done {
+        if !self.connected && !matches!(end, End::Done(_)) {
             self.cancelled.push_back(id.clone());
             if self.cancelled.len() > REMEMBERED {
                 self.cancelled.pop_front();

@@ -90,12 +90,13 @@ impl Transfers {
         if self.kept.len() == REMEMBERED {
             self.kept.pop_front();
         }
-        self.kept.push_back(Kept { id: id.clone(), size: transfer.file.size, sha256: transfer.digest() });
+        let sha256 = transfer.digest();
+        self.kept.push_back(Kept { id: id.clone(), size: transfer.file.size, sha256 });
         // After a cut the sender offers it once more, and is told then.
         if transfer.ended {
             self.say(&Control::Done { id: id.clone() });
         }
-        self.end(id, End::Done);
+        self.end(id, End::Done(sha256));
         Ok(())
     }
 

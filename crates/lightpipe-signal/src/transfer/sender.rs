@@ -61,6 +61,10 @@ impl Outgoing {
         }
     }
 
+    fn digest(&self) -> Digest {
+        Digest(self.hash.clone().finalize().into())
+    }
+
     /// What to read next, as far as window and buffer go.
     fn wants(&self, room: usize) -> Option<(u64, usize)> {
         if self.phase != Phase::Sending || self.reading.is_some() {
@@ -191,9 +195,9 @@ impl Transfers {
         if transfer.phase != Phase::Ending {
             return Err(self.misbehaved(id, "was done before the end"));
         }
-        let size = transfer.file.size;
+        let (size, sha256) = (transfer.file.size, transfer.digest());
         self.show(id, size);
-        self.end(id, End::Done);
+        self.end(id, End::Done(sha256));
         Ok(())
     }
 
@@ -234,7 +238,7 @@ impl Transfers {
         let size = transfer.file.size;
         if transfer.phase == Phase::Sending && transfer.sent == size && transfer.hashed == size {
             transfer.phase = Phase::Ending;
-            let sha256 = Digest(transfer.hash.clone().finalize().into());
+            let sha256 = transfer.digest();
             self.say(&Control::End { id: id.clone(), size, sha256 });
         }
     }

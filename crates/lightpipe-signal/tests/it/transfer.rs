@@ -9,6 +9,8 @@ use lightpipe_signal::transfer::{
     Output, PROGRESS_STEP, Partial, RESUME_LIMIT, STALL_LIMIT, TransferError, TransferId, Transfers, WINDOW,
 };
 
+use sha2::Digest as _;
+
 use crate::channel::{Message, Pipe};
 
 fn id(text: &str) -> TransferId {
@@ -17,6 +19,11 @@ fn id(text: &str) -> TransferId {
 
 fn file(name: &str, size: u64) -> File {
     File { name: name.into(), size, mime: "application/octet-stream".into() }
+}
+
+/// The end of a transfer of these bytes that went well.
+fn done(bytes: &[u8]) -> End {
+    End::Done(Digest(sha2::Sha256::digest(bytes).into()))
 }
 
 /// One peer and its disk.
@@ -182,7 +189,7 @@ fn files_of_every_length_arrive_whole() {
         pair.run_until(Pair::idle);
         let [sender, receiver] = &pair.sides;
         assert!(receiver.got.get(&id("a")).map_or(&[][..], Vec::as_slice) == bytes, "{len} bytes");
-        assert_eq!((&receiver.saved, &receiver.ended), (&vec![id("a")], &vec![(id("a"), End::Done)]));
+        assert_eq!((&receiver.saved, &receiver.ended), (&vec![id("a")], &vec![(id("a"), done(&bytes))]));
         assert_eq!((&sender.ended, sender.sent), (&receiver.ended, len as u64), "nothing is sent twice");
         assert!(sender.most_unacked <= WINDOW, "{len} bytes: {} without a word", sender.most_unacked);
         assert_eq!(len > 0, sender.shown.get(&id("a")) == Some(&(len as u64)), "shown to the end");
@@ -231,7 +238,7 @@ fn files_in_both_directions_survive_cuts_at_any_moment() {
                 assert!(to.got.get(id).map_or(&[][..], Vec::as_slice) == bytes, "seed {seed}, {id}");
                 for side in [from, to] {
                     let ends: Vec<_> = side.ended.iter().filter(|(ended, _)| ended == id).map(|(_, end)| end).collect();
-                    assert_eq!(ends, [&End::Done], "seed {seed}, {id}: told once");
+                    assert_eq!(ends, [&done(bytes)], "seed {seed}, {id}: told once");
                 }
             }
             assert_eq!((to.saved.len(), to.offered.len()), (from.own.len(), from.own.len()), "seed {seed}");
@@ -285,7 +292,7 @@ fn programs_that_begin_anew_go_on_where_they_were() {
         pair.run_until(Pair::idle);
         assert!(pair.sides[1].got[&id("a")] == bytes, "restarted {restarted}");
         assert_eq!(pair.sides[1].heard, bytes.len() as u64, "restarted {restarted}: no byte came twice");
-        assert_eq!(pair.sides[0].ended, [(id("a"), End::Done)]);
+        assert_eq!(pair.sides[0].ended, [(id("a"), done(&bytes))]);
     }
 }
 
