@@ -93,6 +93,8 @@ pub(super) struct SoundBuffer<D> {
     /// Delay less target, seconds, smoothed.
     error: f64,
     speed: f64,
+    /// Sound that waits, seconds, smoothed: it grows by a packet and shrinks by blocks.
+    depth: f64,
     stretch_pause: u32,
     drift: DriftEstimator,
     figures: SoundFigures,
@@ -132,6 +134,7 @@ impl<D: SoundDecoder> SoundBuffer<D> {
             floor: Duration::ZERO,
             error: 0.0,
             speed: 0.0,
+            depth: 0.0,
             stretch_pause: 0,
             drift: DriftEstimator::new(SAMPLE_RATE_HZ),
             figures: SoundFigures::default(),
@@ -212,6 +215,7 @@ impl<D: SoundDecoder> SoundBuffer<D> {
             out.resize(BLOCK_SAMPLES * self.config.channels, 0.0);
             return;
         }
+        self.depth += (self.held_now().as_secs_f64() - self.depth) * SMOOTHING;
         self.steer(now);
         let needed = self.resampler.as_ref().map_or(BLOCK_SAMPLES, Resampler::input_frames_next);
         self.state = PlayoutState::Playing;
@@ -247,6 +251,7 @@ impl<D: SoundDecoder> SoundBuffer<D> {
         self.explain(rtp, seq_no);
         self.next = Some(rtp);
         self.error = self.delay(now).map_or(0.0, |delay| delay - self.target.as_secs_f64());
+        self.depth = self.held_now().as_secs_f64();
         true
     }
 
@@ -445,12 +450,19 @@ impl<D: SoundDecoder> SoundBuffer<D> {
         self.target
     }
 
+    /// Sound that waits at this moment.
+    fn held_now(&self) -> Duration {
+        self.waiting.values().map(|waiting| waiting.packet.duration).sum::<Duration>() + span(self.held() as u64)
+    }
+
     pub(super) fn figures(&self) -> SoundFigures {
-        let waiting: Duration = self.waiting.values().map(|waiting| waiting.packet.duration).sum();
         SoundFigures {
             target: self.target,
             delay: self.playing_delay(),
-            depth: waiting + span(self.held() as u64),
+            depth: match self.state {
+                PlayoutState::Waiting => self.held_now(),
+                _ => Duration::from_secs_f64(self.depth),
+            },
             drift: self.drift.drift(),
             correction_ppm: self.speed * 1e6,
             ..self.figures
