@@ -18,8 +18,8 @@ pub mod record;
 mod registry;
 
 pub use client::{
-    Client, ClientConfig, ClientState, ClientStatus, Clients, Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle,
-    MeshPeer,
+    Client, ClientConfig, ClientState, ClientStatus, Clients, Company, Mesh, MeshConfig, MeshError, MeshEvent,
+    MeshHandle, MeshPeer,
 };
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};

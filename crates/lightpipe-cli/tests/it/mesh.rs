@@ -15,9 +15,9 @@ use crate::lab::{PATIENCE, Server, chromium, quiet, send_signal, serve, shared, 
 const PICTURE: usize = 320 * 180 * 3 / 2;
 
 /// A running `lightpipe join --json`. Dropping it kills it.
-struct Member {
-    child: Child,
-    name: String,
+pub(crate) struct Member {
+    pub(crate) child: Child,
+    pub(crate) name: String,
     events: Arc<Mutex<String>>,
     stderr: Arc<Mutex<String>>,
     stdin: Option<ChildStdin>,
@@ -39,7 +39,7 @@ fn signalling(server: &Server) -> String {
 
 /// Joins room `lab`.
 #[track_caller]
-fn join(server: &Server, name: &str, args: &[&str]) -> Member {
+pub(crate) fn join(server: &Server, name: &str, args: &[&str]) -> Member {
     let mut command = program();
     command.args(["join", "--room", "lab", "--json", "--host", "127.0.0.1", "--fps", "15", "--bitrate", "200"]);
     command.args(["--name", name, "--url", &signalling(server)]).args(args);
@@ -57,30 +57,30 @@ impl Member {
     }
 
     /// Events of a kind, with this peer where one is named.
-    fn told(&self, event: &str, peer: Option<&str>) -> Vec<Value> {
+    pub(crate) fn told(&self, event: &str, peer: Option<&str>) -> Vec<Value> {
         let is_it = |told: &Value| told["event"] == event && peer.is_none_or(|peer| told["peer"] == peer);
         self.events().into_iter().filter(is_it).collect()
     }
 
     #[track_caller]
-    fn wait(&self, event: &str, peer: Option<&str>) -> Value {
+    pub(crate) fn wait(&self, event: &str, peer: Option<&str>) -> Value {
         until(&format!("{} tells of {event} {peer:?}", self.name), PATIENCE, || self.told(event, peer).pop())
     }
 
     /// The latest figures of a peer.
-    fn figures(&self, peer: &str) -> Option<Value> {
+    pub(crate) fn figures(&self, peer: &str) -> Option<Value> {
         let last = self.told("figures", None).pop()?;
         last["peers"].as_array()?.iter().find(|figures| figures["peer"] == peer).cloned()
     }
 
     #[track_caller]
-    fn wait_figures(&self, peer: &str, what: &str, enough: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_figures(&self, peer: &str, what: &str, enough: impl Fn(&Value) -> bool) -> Value {
         until(&format!("{} has {what} of {peer}", self.name), PATIENCE, || self.figures(peer).filter(|f| enough(f)))
     }
 
     /// Where its pages are.
     #[track_caller]
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         until("where the others can be seen", PATIENCE, || {
             let text = self.stderr.lock().unwrap().clone();
             text.lines().find_map(|line| line.strip_prefix("see the others at ").map(str::to_owned))

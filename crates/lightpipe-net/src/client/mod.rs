@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use self::http::{HttpError, tls};
-pub use self::mesh::{Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer};
+pub use self::mesh::{Company, Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer};
 pub use self::session::WebRtcSession;
 pub use self::signaling::{Accepted, HttpSignaling, Reply, SignalingError, WhipSignaling};
 pub use self::status::{ClientState, ClientStatus};
