@@ -163,11 +163,11 @@ mod tests {
     #[test]
     fn what_the_writer_missed_is_silence() {
         let (pieces, to_write) = sync_channel(8);
-        pieces.send(Piece::Block(0, vec![0.5; BLOCK_SAMPLES])).unwrap();
-        pieces.send(Piece::Block(2, vec![-2.0; BLOCK_SAMPLES])).unwrap();
-        pieces.send(Piece::End).unwrap();
+        pieces.send(Piece::Block(0, vec![0.5; BLOCK_SAMPLES])).expect("room");
+        pieces.send(Piece::Block(2, vec![-2.0; BLOCK_SAMPLES])).expect("room");
+        pieces.send(Piece::End).expect("room");
         let mut out = Vec::new();
-        assert_eq!(write_all(&mut out, 1, &to_write).unwrap(), 3 * 960);
+        assert_eq!(write_all(&mut out, 1, &to_write).expect("memory"), 3 * 960);
         let sample = |n: usize| i16::from_le_bytes([out[2 * n], out[2 * n + 1]]);
         assert_eq!([sample(0), sample(480), sample(959), sample(960)], [16_383, 0, 0, -32_767]);
         let header = wav_header(2, 1920);
