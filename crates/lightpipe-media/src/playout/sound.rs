@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
-use rubato::{Adjustable, Async, FixedAsync, Resampler};
+use rubato::{Adjustable, Async, FixedAsync, PolynomialDegree, Resampler};
 
 use super::ages::Ages;
 use super::drift::DriftEstimator;
 use super::stretch;
 use super::{BLOCK_SAMPLES, PlayoutConfig, PlayoutState, SoundDecoder, SoundFigures};
-use crate::audio::{AudioPacket, RtpOrigin, SAMPLE_RATE_HZ, sinc, span};
+use crate::audio::{AudioPacket, RtpOrigin, SAMPLE_RATE_HZ, span};
 use crate::time::MediaTime;
 
 /// Packets that may wait; when there is no room, the oldest is dropped. 200 ms of the shortest, four seconds of ordinary ones.
@@ -64,8 +64,9 @@ const JUMP_BACK: u64 = SAMPLE_RATE_HZ as u64;
 /// The same forward, against the time that passed.
 const JUMP_AHEAD: Duration = Duration::from_secs(5);
 
-/// Taps of the resampler's filter; with the speed so near to one there is next to nothing to fold.
-const TAPS: usize = 32;
+/// How samples between samples are found: by the polynomial through the six around. With the speed so near to one there is nothing to fold, and it
+/// takes less of the highest (0.4 dB at 12 kHz, 2 dB at 16 kHz) than a sinc of 32 taps (2 and 15 dB), for half the CPU and a fifth of the delay.
+const BETWEEN: PolynomialDegree = PolynomialDegree::Quintic;
 
 /// Sound of one peer.
 pub(super) struct SoundBuffer<D> {
@@ -476,5 +477,5 @@ fn samples(duration: Duration) -> u64 {
 }
 
 fn resampler(channels: usize) -> Option<Async<f32>> {
-    Async::new_sinc(1.0, 1.0 + 2.0 * MOST_CORRECTION, &sinc(TAPS), BLOCK_SAMPLES, channels, FixedAsync::Output).ok()
+    Async::new_poly(1.0, 1.0 + 2.0 * MOST_CORRECTION, BETWEEN, BLOCK_SAMPLES, channels, FixedAsync::Output).ok()
 }
