@@ -51,7 +51,8 @@ async fn a_native_member_plays_the_others_in_time() {
     assert!(playout["pictures"]["shown"].as_u64() > Some(60), "{playout}");
     assert!(playout["lip_sync_ms"]["p50"].as_f64() <= Some(20.0), "{playout}");
     assert!(playout["concealed_share"].as_f64() < Some(0.05), "{playout}");
-    assert!(playout["drift_ppm"].as_f64().unwrap().abs() <= playout["drift_error_ppm"].as_f64().unwrap() + 20.0);
+    // The first that is told, of one and the same clock: with twice the error that it states one is hardly ever wrong.
+    assert!(playout["drift_ppm"].as_f64().unwrap().abs() <= 2.0 * playout["drift_error_ppm"].as_f64().unwrap() + 20.0);
     assert!(figures["level_dbov"].is_number(), "{figures}");
     let address = bob.url().strip_prefix("http://").unwrap().parse().unwrap();
     let told = |path: &str, list: &str, is_it: &dyn Fn(&Value) -> bool| {

@@ -230,6 +230,7 @@ fn messages_of_data_channels_are_taken_by_both_or_by_neither() {
     for (text, taken) in [
         (r#"{"type":"speaker","peer":"ada"}"#, true),
         (r#"{"type":"speaker","peer":null}"#, true),
+        (r#"{"type":"speaker"}"#, true),
         (r#"{"type":"levels","levels":{"ada":-20,"bob":-127}}"#, true),
         (r#"{"type":"levels","levels":{}}"#, true),
         (r#"{"type":"speaker","peer":"a b"}"#, false),
