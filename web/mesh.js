@@ -66,6 +66,8 @@ const GONE_MS = 20_000;
 
 /** Bytes of one chat message as JSON. */
 const MAX_CHAT_LEN = 16 << 10;
+/** Bytes of what a mixer says. */
+const MAX_MIX_LEN = 4 << 10;
 /** Characters of what one says. */
 export const MAX_TEXT = 4000;
 /** Chat messages kept for one peer that does not acknowledge them; the oldest is given up. */
@@ -79,6 +81,8 @@ const CHAT_PER_SECOND = 50;
 const CHAT_BURST = 512;
 
 const CHAT = /** @type {const} */ ({ label: 'chat', id: 100 });
+/** Opened by a peer that mixes the room: who speaks. */
+const MIX = 'mix';
 const FILES = /** @type {const} */ ({ label: 'files', id: 101 });
 
 /** Refusals that the next attempt would meet as well. */
@@ -514,6 +518,7 @@ export class Peer {
   muted = false;
   camera = true;
   screen = false;
+  /** All the others are in its sound, without us. */ mixes = false;
   /** Its tracks, the same object over all connections. */
   stream = new MediaStream();
   /** @type {RTCDataChannel|null} */ chat = null;
@@ -550,7 +555,10 @@ export class Peer {
   }
 
   /** @param {any} user */
-  #setUser(user) { this.name = shortText(user?.name, 64).trim() || this.name || this.id; }
+  #setUser(user) {
+    this.name = shortText(user?.name, 64).trim() || this.name || this.id;
+    this.mixes = user?.mixes === true;
+  }
 
   /** The present one; another after a loss. */
   get connection() { return this.#pc; }
@@ -603,6 +611,9 @@ export class Peer {
     }));
     pc.addEventListener('track', mine(({ track }) => this.#onTrack(track)));
     pc.addEventListener('connectionstatechange', mine(() => this.#onConnection(pc.connectionState)));
+    pc.addEventListener('datachannel', mine(({ channel }) => {
+      if (channel.label === MIX && this.mixes) channel.addEventListener('message', mine(({ data }) => this.#onMix(data)));
+    }));
     this.#openChannels(pc, mine);
     if (offering) {
       for (const kind of /** @type {const} */ (['audio', 'video'])) pc.addTransceiver(kind, { direction: 'sendrecv', streams: [this.#mesh.stream] });
@@ -624,6 +635,15 @@ export class Peer {
     files.addEventListener('open', mine(() => this.#mesh.tell('channel', { peer: this, channel: files })));
     // Closed by the other side: sooner than ICE would notice.
     chat.addEventListener('close', mine(() => this.#onConnection('closed')));
+  }
+
+  /** Who speaks, as one says who hears all. @param {unknown} data */
+  #onMix(data) {
+    if (typeof data !== 'string' || data.length > MAX_MIX_LEN) return;
+    let said;
+    try { said = JSON.parse(data); } catch { return; }
+    if (said?.type !== 'speaker') return;
+    this.#mesh.tell('speaker', { id: typeof said.peer === 'string' ? said.peer : null, by: this });
   }
 
   /** @param {MediaStreamTrack} track */

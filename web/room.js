@@ -350,6 +350,9 @@ class Tile {
     this.element.classList.toggle('speaking', now - this.#loudAt < SPEAKING_HOLD_MS);
   }
 
+  /** While somebody mixes the room, all others are in that sound already. @param {boolean} mixed */
+  hush(mixed) { this.#video.volume = this.peer && mixed && !this.peer.mixes ? 0 : 1; }
+
   async look() {
     if (!this.peer) return;
     const figures = (this.figures = await this.peer.figures());
@@ -434,6 +437,16 @@ mesh.addEventListener('peer-left', (event) => {
 mesh.addEventListener('media', (event) => { tiles.get(/** @type {CustomEvent} */ (event).detail.peer.id)?.show(); });
 mesh.addEventListener('peer-state', (event) => { tiles.get(/** @type {CustomEvent} */ (event).detail.peer.id)?.show(); });
 mesh.addEventListener('peer-changed', (event) => { tiles.get(/** @type {CustomEvent} */ (event).detail.peer.id)?.show(); });
+/** Who is in a mixer's sound is not heard twice. */
+function hush() {
+  const mixed = [...mesh.peers.values()].some((peer) => peer.mixes && peer.state === 'connected');
+  for (const tile of tiles.values()) tile.hush(mixed);
+}
+for (const what of ['peer-joined', 'peer-left', 'peer-state', 'peer-changed']) mesh.addEventListener(what, hush);
+mesh.addEventListener('speaker', (event) => {
+  const { id } = /** @type {CustomEvent<{id: string|null, by: Peer}>} */ (event).detail;
+  for (const tile of [own, ...tiles.values()]) tile.element.toggleAttribute('data-active', id === (tile.peer?.id ?? mesh.id));
+});
 mesh.addEventListener('channel', (event) => {
   const { peer, channel } = /** @type {CustomEvent} */ (event).detail;
   transfers.attach(peer.id, channel);

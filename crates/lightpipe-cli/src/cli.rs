@@ -46,6 +46,8 @@ Exit codes: 0 ended as above; 2 wrong flags, file or environment; 3 the server r
 const JOIN_EXAMPLES: &str = "Examples:
   lightpipe join --room lab --source camera --name ada
   lightpipe join --room lab --source cube --url ws://media.example:8080/ws --json
+  lightpipe join --room lab --listen --sound - | aplay -f S16_LE -r 48000 -c 2
+  lightpipe join --room lab --mix --name mixer  each hears all the others in one stream
   lightpipe join --room lab --port 8090         watch the others at /watch/lab.NAME
   lightpipe join --room lab --send film.mp4 --to ada
   lightpipe join --room lab --save ./received
@@ -307,6 +309,19 @@ pub(crate) struct JoinFlags {
     /// Take the files that others send, into this folder, which is made where it is missing; without it they are refused
     #[arg(long, value_name = "FOLDER")]
     pub(crate) save: Option<PathBuf>,
+    /// Play the others in real time, each through an adaptive jitter buffer and all in step. With --json one reads how that goes. While somebody mixes the room
+    /// only that is heard
+    #[arg(long, group = "ears")]
+    pub(crate) listen: bool,
+    /// With --listen: hear nobody else than this one; may be given more than once
+    #[arg(long, value_name = "NAME", requires = "listen")]
+    pub(crate) from: Vec<String>,
+    /// Mix the room: each member is sent all the others and not himself, in one channel, and is told who speaks
+    #[arg(long, group = "ears", conflicts_with = "sources")]
+    pub(crate) mix: bool,
+    /// With --listen or --mix: write what is heard, all together, into this WAV file; - is standard output, as s16le, and events are told on standard error
+    #[arg(long, value_name = "FILE", requires = "ears")]
+    pub(crate) sound: Option<PathBuf>,
     /// Print events, and figures each second, on standard output as JSON lines
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,29 +1,36 @@
 //! `lightpipe join`: a member of a room until a signal comes. What happens is printed as lines, or as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use lightpipe::{
-    ChannelEvent, FileDirection, FileInfo, FileState, Mesh, MeshConfig, MeshEvent, MeshHandle, Message, NamedSource,
-    ReceiveFiles,
+    ChannelEvent, ChannelInit, FileDirection, FileInfo, FileState, Mesh, MeshConfig, MeshEvent, MeshHandle, Message,
+    NamedSource, Participant, ReceiveFiles,
 };
 use lightpipe_media::{AccessUnit, AudioPacket, Outlet, Stream, Subscription};
 use lightpipe_net::client::mesh::CHAT;
+use lightpipe_net::playout_to_json;
 use lightpipe_signal::message::is_name;
-use lightpipe_signal::{Chat, chat};
+use lightpipe_signal::{Chat, chat, mix};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::cli::JoinFlags;
+use crate::hear::{Hearing, Written};
 use crate::process::{Signals, init_logging, start_with};
 use crate::{output, settings};
 
 /// How often figures are printed with `--json`.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often those who are mixed are told how loud each is.
+const LEVELS_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
     init_logging(flags.serve.log_json);
@@ -54,6 +61,14 @@ pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &flags.save {
         mesh_config.receive_files = ReceiveFiles::Into(folder.clone());
     }
+    let mut hearing = Hearing::start(flags, &server)?;
+    if let Some(hearing) = &hearing {
+        if let Some((key, value)) = hearing.sound.announcement() {
+            mesh_config.user_data[key] = value;
+        }
+        mesh_config = mesh_config.with_company(hearing.sound.clone());
+    }
+    let written = hearing.as_mut().and_then(|hearing| hearing.written.take());
     let ended = runtime.block_on(async {
         let joined = server.join(published.as_deref(), mesh_config);
         tokio::pin!(joined);
@@ -72,7 +87,8 @@ pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
                 None => std::future::pending().await,
             }
         };
-        let mut room = Room::new(flags, &name, mesh.handle().clone());
+        let mut written = written;
+        let mut room = Room::new(flags, &name, mesh.handle().clone(), hearing);
         room.say(json!({ "event": "in_room", "room": flags.room, "name": name }), || {
             format!("in room {} as {name}", flags.room)
         });
@@ -80,12 +96,32 @@ pub(crate) fn run(flags: &JoinFlags) -> anyhow::Result<ExitCode> {
             signal = &mut signal => tracing::info!(signal, "stopping"),
             () = limit => {}
             () = room.follow(&mut mesh) => {}
+            error = failure(&mut written) => match error.kind() {
+                // Who read it has enough.
+                ErrorKind::BrokenPipe => {}
+                _ => return Err(anyhow::Error::from(error).context("writing what is heard")),
+            },
         }
         mesh.leave().await;
+        if let Some(written) = written {
+            written.finish().await.context("writing what is heard")?;
+        }
         anyhow::Ok(())
     });
     server.stop();
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Resolves when what is heard cannot be written any more.
+async fn failure(written: &mut Option<Written>) -> std::io::Error {
+    let Some(writing) = written else { return std::future::pending().await };
+    match (&mut writing.end).await {
+        Ok(Err(error)) => {
+            *written = None;
+            error
+        }
+        _ => std::future::pending().await,
+    }
 }
 
 /// What is told of a room.
@@ -99,6 +135,11 @@ struct Room<'a> {
     chat: Chat,
     /// To whom the files were given.
     sent_to: BTreeSet<String>,
+    hearing: Option<Hearing>,
+    /// Who speaks, if we hear.
+    speaker: Option<String>,
+    /// Whom we mix for, and who can be told of it.
+    mixed: BTreeSet<String>,
 }
 
 /// Somebody whose stream we take.
@@ -136,7 +177,7 @@ impl Outlet for First {
 }
 
 impl<'a> Room<'a> {
-    fn new(flags: &'a JoinFlags, me: &'a str, mesh: MeshHandle) -> Self {
+    fn new(flags: &'a JoinFlags, me: &'a str, mesh: MeshHandle, hearing: Option<Hearing>) -> Self {
         let (first_sender, first) = mpsc::unbounded_channel();
         Self {
             flags,
@@ -147,17 +188,27 @@ impl<'a> Room<'a> {
             first_sender,
             chat: Chat::new(),
             sent_to: BTreeSet::new(),
+            hearing,
+            speaker: None,
+            mixed: BTreeSet::new(),
         }
     }
 
     /// One thing that happened: for programs, or for people.
     fn say(&self, event: Value, text: impl FnOnce() -> String) {
-        if self.flags.json { output::line(event) } else { output::line(text()) }
+        if self.flags.json { self.print(event) } else { self.print(text()) }
+    }
+
+    fn print(&self, line: impl std::fmt::Display) {
+        let taken = self.flags.sound.as_deref() == Some(Path::new("-"));
+        if taken { output::note(line) } else { output::line(line) }
     }
 
     /// Until the mesh ends.
     async fn follow(&mut self, mesh: &mut Mesh) {
         let mut turn = tokio::time::interval(REPORT_INTERVAL);
+        let mut levels = tokio::time::interval(LEVELS_INTERVAL);
+        levels.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut lines = self.flags.chat.then(lines_of_stdin);
         loop {
             tokio::select! {
@@ -176,8 +227,10 @@ impl<'a> Room<'a> {
                     Some(line) => self.write(&line).await,
                     None => lines = None,
                 },
+                Some((peer, at)) = next_speaker(&mut self.hearing) => self.on_speaker(peer, at).await,
+                _ = levels.tick(), if self.flags.mix => self.tell_levels().await,
                 _ = turn.tick() => if self.flags.json {
-                    output::line(self.figures());
+                    self.print(self.figures());
                 },
             }
         }
@@ -201,6 +254,10 @@ impl<'a> Room<'a> {
                 self.send_files(&peer).await;
             }
             MeshEvent::Connected { peer, took, again } => {
+                if self.flags.mix {
+                    // Refused where the connection is still the one that has it.
+                    let _ = self.mesh.open_channel(&peer, ChannelInit::new(mix::LABEL)).await;
+                }
                 self.say(
                     json!({ "event": "connected", "peer": peer, "took_ms": millis(took), "again": again }),
                     || format!("{peer}: connected{} after {} ms", if again { " again" } else { "" }, took.as_millis()),
@@ -211,6 +268,7 @@ impl<'a> Room<'a> {
             }
             MeshEvent::Left { peer } => {
                 self.watched.remove(&peer);
+                self.mixed.remove(&peer);
                 self.chat.left(&peer);
                 self.say(json!({ "event": "left", "peer": peer }), || format!("{peer}: left"));
             }
@@ -293,6 +351,11 @@ impl<'a> Room<'a> {
                 if label == CHAT.0 {
                     self.chat.connected(peer);
                 }
+                if label == mix::LABEL && self.flags.mix {
+                    self.mixed.insert(peer.to_owned());
+                    let speaker = mix::Message::Speaker { peer: self.speaker.clone() };
+                    self.tell_mixed(&[peer.to_owned()], &speaker).await;
+                }
                 self.say(json!({ "event": "channel_open", "peer": peer, "label": label }), || {
                     format!("{peer}: data channel {label}")
                 });
@@ -300,6 +363,9 @@ impl<'a> Room<'a> {
             ChannelEvent::Closed { label, reason } => {
                 if label == CHAT.0 {
                     self.chat.disconnected(peer);
+                }
+                if label == mix::LABEL {
+                    self.mixed.remove(peer);
                 }
                 self.say(json!({ "event": "channel_closed", "peer": peer, "label": label, "reason": reason }), || {
                     format!("{peer}: data channel {label} closed")
@@ -310,9 +376,51 @@ impl<'a> Room<'a> {
                     tracing::debug!(peer, %error, "no chat message");
                 }
             }
+            ChannelEvent::Message { label, message: Message::Text(text) } if label == mix::LABEL && !self.flags.mix => {
+                match mix::Message::parse(&text) {
+                    Ok(mix::Message::Speaker { peer: who }) => {
+                        self.say(json!({ "event": "speaker", "peer": who, "by": peer }), || match &who {
+                            Some(who) => format!("{who} speaks, says {peer}"),
+                            None => format!("nobody speaks, says {peer}"),
+                        });
+                    }
+                    Ok(mix::Message::Levels { .. }) => {}
+                    Err(error) => tracing::debug!(peer, %error, "not told who speaks"),
+                }
+            }
             _ => {}
         }
         self.carry_chat().await;
+    }
+
+    /// Somebody else speaks, as we hear it.
+    async fn on_speaker(&mut self, peer: Option<String>, at: Duration) {
+        self.say(json!({ "event": "speaker", "peer": peer, "at_ms": millis(at) }), || match &peer {
+            Some(peer) => format!("{peer} speaks"),
+            None => "nobody speaks".to_owned(),
+        });
+        self.speaker.clone_from(&peer);
+        let mixed: Vec<String> = self.mixed.iter().cloned().collect();
+        self.tell_mixed(&mixed, &mix::Message::Speaker { peer }).await;
+    }
+
+    async fn tell_levels(&self) {
+        let Some(hearing) = self.hearing.as_ref().filter(|_| !self.mixed.is_empty()) else { return };
+        let participants = hearing.sound.participants();
+        let level = |participant: &Participant| (participant.peer.clone(), participant.level.dbov().round() as i8);
+        let levels = mix::Message::Levels { levels: participants.iter().map(level).collect() };
+        let mixed: Vec<String> = self.mixed.iter().cloned().collect();
+        self.tell_mixed(&mixed, &levels).await;
+    }
+
+    async fn tell_mixed(&self, peers: &[String], message: &mix::Message) {
+        let text = message.to_json();
+        for peer in peers {
+            // Who reads too slowly misses some of it.
+            if let Err(error) = self.mesh.try_send(peer, mix::LABEL, Message::Text(text.clone())).await {
+                tracing::debug!(peer, %error, "not told who speaks");
+            }
+        }
     }
 
     /// Says something to everybody.
@@ -350,6 +458,7 @@ impl<'a> Room<'a> {
 
     /// One line of figures.
     fn figures(&self) -> Value {
+        let heard = self.hearing.as_ref().map(|hearing| hearing.sound.participants()).unwrap_or_default();
         let peers: Vec<Value> = self
             .mesh
             .peers()
@@ -358,6 +467,7 @@ impl<'a> Room<'a> {
                 let stats = peer.stream.stats();
                 let counters = peer.info.as_ref().map(|info| info.counters);
                 let received = peer.info.as_ref().and_then(|info| info.received);
+                let heard = heard.iter().find(|heard| heard.peer == peer.id);
                 json!({
                     "peer": peer.id,
                     "connected": peer.connected,
@@ -371,11 +481,20 @@ impl<'a> Room<'a> {
                     "sent_audio_frames": counters.map(|counters| counters.sent_audio_frames),
                     "rtt_ms": counters.and_then(|counters| counters.rtt).map(millis),
                     "estimate_bps": counters.and_then(|counters| counters.estimate_bps),
+                    "level_dbov": heard.map(|heard| heard.level.dbov()),
+                    "playout": heard.map(|heard| playout_to_json(&heard.figures)),
                 })
             })
             .collect();
         let watched = self.watched.values().filter(|watched| watched.stream.has_video()).count();
         json!({ "event": "figures", "name": self.me, "peers": peers, "with_pictures": watched })
+    }
+}
+
+async fn next_speaker(hearing: &mut Option<Hearing>) -> Option<(Option<String>, Duration)> {
+    match hearing {
+        Some(hearing) => hearing.speaker.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod devices;
 mod doctor;
+mod hear;
 mod join;
 mod lab;
 mod output;

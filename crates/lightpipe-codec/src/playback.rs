@@ -1,6 +1,7 @@
 //! A stream's outlet that is heard and seen here: [`Playout`] with Opus, fed by whatever thread publishes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lightpipe_media::playout::{Playout, PlayoutConfig, PlayoutFigures};
 use lightpipe_media::{AccessUnit, AudioPacket, MediaTime, Outlet};
@@ -40,6 +41,16 @@ impl Playback {
     /// [`Playout::take_keyframe_wanted`].
     pub fn take_keyframe_wanted(&self) -> bool {
         self.lock().take_keyframe_wanted()
+    }
+
+    /// [`Playout::needed`].
+    pub fn needed(&self) -> Duration {
+        self.lock().needed()
+    }
+
+    /// [`Playout::set_floor`].
+    pub fn set_floor(&self, floor: Duration) {
+        self.lock().set_floor(floor);
     }
 
     /// [`Playout::figures`].

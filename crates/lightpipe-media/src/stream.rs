@@ -25,6 +25,7 @@ use crate::adapt::OperatingPoint;
 use crate::audio::AudioPacket;
 use crate::frame::Size;
 use crate::histogram::Histogram;
+use crate::playout::PlayoutFigures;
 use crate::time::MediaTime;
 
 /// Shortest time between two keyframes made on request.
@@ -193,6 +194,8 @@ pub struct StreamStats {
     pub encode: Histogram,
     /// Sound.
     pub audio: AudioStats,
+    /// How it is played here, as of the last second; `None` while it is not.
+    pub playout: Option<Arc<PlayoutFigures>>,
 }
 
 /// A named live thing. Shared behind an `Arc` by its producer and its outlets.

@@ -18,8 +18,8 @@ pub mod record;
 mod registry;
 
 pub use client::{
-    Client, ClientConfig, ClientState, ClientStatus, Clients, FileDirection, FileError, FileInfo, FileState, Mesh,
-    MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer, ReceiveFiles,
+    Client, ClientConfig, ClientState, ClientStatus, Clients, Company, FileDirection, FileError, FileInfo, FileState,
+    Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer, ReceiveFiles,
 };
 pub use http::{HttpConfig, HttpServer, IceServer, PublishConfig};
 pub use media::{EngineConfig, MediaEngine, NewSession, Phase, Phases, ViewerError};

@@ -8,6 +8,7 @@ pub mod conference;
 pub mod jsonrpc;
 pub mod mesh;
 pub mod message;
+pub mod mix;
 pub mod reconnect;
 pub mod room;
 pub mod sdpfrag;

@@ -25,7 +25,7 @@ use lightpipe_media::{
 use lightpipe_rtc::control::FromPage;
 use lightpipe_rtc::{Candidate, Identity, Input, Output, Peer, PeerConfig, Publisher, Tracks, demux};
 use lightpipe_signal::transfer::{self, Partial, Transfers};
-use lightpipe_signal::{Chat, ClientMessage, Conference, SdpFrag, chat, whep};
+use lightpipe_signal::{Chat, ClientMessage, Conference, SdpFrag, chat, mix, whep};
 
 /// One parser under test.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "rooms", run: |bytes| rooms::run(bytes, CONFIG.1), seeds: rooms::seeds },
     Target { name: "transfer", run: transfer, seeds: transfer_seeds },
     Target { name: "chat", run: chat, seeds: chat_seeds },
+    Target { name: "mix", run: mix, seeds: mix_seeds },
     Target { name: "depacketize", run: depacketize, seeds: depacketize_seeds },
     Target { name: "publish", run: publish, seeds: offer_seeds },
     Target { name: "vp8", run: vp8, seeds: vp8_seeds },
@@ -193,6 +194,19 @@ fn publish(bytes: &[u8]) {
     assert!(outputs < 10_000, "a publisher without an end of outputs");
     let credentials = publisher.local_credentials();
     _ = publisher.restart_ice(&credentials);
+}
+
+/// A message of the channel `mix`.
+fn mix(bytes: &[u8]) {
+    if let Ok(message) = mix::Message::parse(&text(bytes)) {
+        assert_eq!(mix::Message::parse(&message.to_json()), Ok(message), "what is read can be said");
+    }
+}
+
+fn mix_seeds() -> Vec<Vec<u8>> {
+    let speaker = mix::Message::Speaker { peer: Some("ada".into()) };
+    let levels = mix::Message::Levels { levels: [("ada".to_owned(), -20), ("bob".to_owned(), -127)].into() };
+    [speaker, mix::Message::Speaker { peer: None }, levels].map(|message| message.to_json().into_bytes()).to_vec()
 }
 
 /// RTP payloads, each behind its length; a length of zero ends the frame.

@@ -17,6 +17,7 @@
 pub mod config;
 mod endpoint;
 mod frames;
+mod room;
 mod server;
 mod simulcast;
 mod source;
@@ -25,12 +26,14 @@ pub mod spec;
 pub use config::Config;
 pub use endpoint::{Endpoint, EndpointError};
 pub use frames::{AudioSender, FrameSender, SoundError};
+pub use lightpipe_codec::{Audience, ConferenceConfig, Participant};
 pub use lightpipe_media::frame::FrameError;
 pub use lightpipe_media::{Event, EventKind, EventLog, PixelFormat, Size};
 pub use lightpipe_net::{
-    Client, ClientState, ClientStatus, FileDirection, FileError, FileInfo, FileState, Mesh, MeshConfig, MeshError,
-    MeshEvent, MeshHandle, MeshPeer, ReceiveFiles,
+    Client, ClientState, ClientStatus, Company, FileDirection, FileError, FileInfo, FileState, Mesh, MeshConfig,
+    MeshError, MeshEvent, MeshHandle, MeshPeer, ReceiveFiles,
 };
 pub use lightpipe_rtc::{ChannelError, ChannelEvent, ChannelInit, Delivery, Message};
+pub use room::RoomSound;
 pub use server::{Server, ServerError};
 pub use spec::{NamedSource, SourceSpec, SpecError};

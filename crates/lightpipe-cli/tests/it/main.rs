@@ -17,6 +17,7 @@ mod check;
 mod clock;
 #[cfg(feature = "vpx")]
 mod codecs;
+mod conference;
 mod crowd;
 mod desktop;
 mod exits;

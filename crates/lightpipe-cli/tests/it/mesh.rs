@@ -18,7 +18,7 @@ const PICTURE: usize = 320 * 180 * 3 / 2;
 /// A running `lightpipe join --json`. Dropping it kills it.
 pub(crate) struct Member {
     pub(crate) child: Child,
-    name: String,
+    pub(crate) name: String,
     events: Arc<Mutex<String>>,
     pub(crate) stderr: Arc<Mutex<String>>,
     pub(crate) stdin: Option<ChildStdin>,
@@ -75,19 +75,19 @@ impl Member {
     }
 
     /// The latest figures of a peer.
-    fn figures(&self, peer: &str) -> Option<Value> {
+    pub(crate) fn figures(&self, peer: &str) -> Option<Value> {
         let last = self.told("figures", None).pop()?;
         last["peers"].as_array()?.iter().find(|figures| figures["peer"] == peer).cloned()
     }
 
     #[track_caller]
-    fn wait_figures(&self, peer: &str, what: &str, enough: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_figures(&self, peer: &str, what: &str, enough: impl Fn(&Value) -> bool) -> Value {
         until(&format!("{} has {what} of {peer}", self.name), PATIENCE, || self.figures(peer).filter(|f| enough(f)))
     }
 
     /// Where its pages are.
     #[track_caller]
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         until("where the others can be seen", PATIENCE, || {
             let text = self.stderr.lock().unwrap().clone();
             text.lines().find_map(|line| line.strip_prefix("see the others at ").map(str::to_owned))

@@ -225,6 +225,30 @@ async fn four_pages_of_two_browsers_see_hear_and_write_to_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pages_hear_a_mixer_in_place_of_each_other() {
+    let _machine = quiet().await;
+    let server = serve(&["pattern"]).start();
+    let mixer = crate::mesh::join(&server, "mixer", &["--mix"]);
+    mixer.wait("in_room", None);
+    let browser = chromium().await;
+    let pages = [enter(&browser, &server, &TALKERS[0]).await, enter(&browser, &server, &TALKERS[1]).await];
+    let volume = |id: &str| format!("room.tile('{id}').querySelector('video').volume");
+    for (page, other) in pages.iter().zip([&TALKERS[1], &TALKERS[0]]) {
+        page.wait_until("room.mesh.peers.get('mixer')?.state === 'connected'", PATIENCE).await.unwrap();
+        let heard = page.wait_until(&format!("hears('mixer', {})", other.hz), PATIENCE).await;
+        heard.unwrap_or_else(|error| panic!("{} is not in the mix: {error}", other.id));
+        page.wait_until(&format!("{} === 0 && {} === 1", volume(other.id), volume("mixer")), PATIENCE).await.unwrap();
+        page.wait_until("document.querySelectorAll('.tile[data-active]').length === 1", PATIENCE).await.unwrap();
+    }
+    // Without the mixer they are heard themselves.
+    drop(mixer);
+    for (page, other) in pages.iter().zip([&TALKERS[1], &TALKERS[0]]) {
+        page.wait_until(&format!("{} === 1", volume(other.id)), PATIENCE).await.unwrap();
+    }
+    browser.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_room_outlives_its_server_and_its_connections() {
     let _machine = quiet().await;
     let server = serve(&["pattern"]).start();

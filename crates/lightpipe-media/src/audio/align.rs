@@ -110,21 +110,16 @@ impl Aligner {
     }
 }
 
-/// A filter of so many taps, for a ratio that changes a little all the time.
-pub(crate) const fn sinc(taps: usize) -> SincInterpolationParameters {
-    SincInterpolationParameters {
-        sinc_len: taps,
-        f_cutoff: None,
-        oversampling_factor: 128,
-        interpolation: SincInterpolationType::Linear,
-        window: WindowFunction::BlackmanHarris2,
-    }
-}
-
 impl Current {
     fn new(block: &AudioBlock) -> Option<Self> {
         let ratio = f64::from(SAMPLE_RATE_HZ) / f64::from(block.rate_hz);
-        let parameters = sinc(TAPS);
+        let parameters = SincInterpolationParameters {
+            sinc_len: TAPS,
+            f_cutoff: None,
+            oversampling_factor: 128,
+            interpolation: SincInterpolationType::Linear,
+            window: WindowFunction::BlackmanHarris2,
+        };
         let step = (block.rate_hz / STEPS_PER_SECOND) as usize;
         let resampler =
             Async::new_sinc(ratio, 1.0 + 2.0 * MAX_DRIFT, &parameters, step, block.channels, FixedAsync::Input).ok()?;

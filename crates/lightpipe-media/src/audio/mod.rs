@@ -8,7 +8,6 @@ mod speaker;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use align::sinc;
 pub use align::{Aligner, MAX_DRIFT};
 pub use framer::{Frame, Framer};
 pub use mix::{Mix, Mixer};

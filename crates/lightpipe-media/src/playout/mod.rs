@@ -107,7 +107,7 @@ pub struct SoundFigures {
     pub target: Duration,
     /// Delay of what is played, from capture as far as that is known (the network's own shortest delay is not); none in a pause.
     pub delay: Option<Duration>,
-    /// Sound that waits to be played.
+    /// Sound that waits to be played, in the mean of the last 200 ms.
     pub depth: Duration,
     /// How much faster than ours the sender's clock runs.
     pub drift: Option<Drift>,

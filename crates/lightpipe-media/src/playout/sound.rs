@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
-use rubato::{Adjustable, Async, FixedAsync, Resampler};
+use rubato::{Adjustable, Async, FixedAsync, PolynomialDegree, Resampler};
 
 use super::ages::Ages;
 use super::drift::DriftEstimator;
 use super::stretch;
 use super::{BLOCK_SAMPLES, PlayoutConfig, PlayoutState, SoundDecoder, SoundFigures};
-use crate::audio::{AudioPacket, RtpOrigin, SAMPLE_RATE_HZ, sinc, span};
+use crate::audio::{AudioPacket, RtpOrigin, SAMPLE_RATE_HZ, span};
 use crate::time::MediaTime;
 
 /// Packets that may wait; when there is no room, the oldest is dropped. 200 ms of the shortest, four seconds of ordinary ones.
@@ -64,8 +64,9 @@ const JUMP_BACK: u64 = SAMPLE_RATE_HZ as u64;
 /// The same forward, against the time that passed.
 const JUMP_AHEAD: Duration = Duration::from_secs(5);
 
-/// Taps of the resampler's filter; with the speed so near to one there is next to nothing to fold.
-const TAPS: usize = 32;
+/// How samples between samples are found: by the polynomial through the six around. With the speed so near to one there is nothing to fold, and it
+/// takes less of the highest (0.4 dB at 12 kHz, 2 dB at 16 kHz) than a sinc of 32 taps (2 and 15 dB), for half the CPU and a fifth of the delay.
+const BETWEEN: PolynomialDegree = PolynomialDegree::Quintic;
 
 /// Sound of one peer.
 pub(super) struct SoundBuffer<D> {
@@ -93,6 +94,8 @@ pub(super) struct SoundBuffer<D> {
     /// Delay less target, seconds, smoothed.
     error: f64,
     speed: f64,
+    /// Sound that waits, seconds, smoothed: it grows by a packet and shrinks by blocks.
+    depth: f64,
     stretch_pause: u32,
     drift: DriftEstimator,
     figures: SoundFigures,
@@ -132,6 +135,7 @@ impl<D: SoundDecoder> SoundBuffer<D> {
             floor: Duration::ZERO,
             error: 0.0,
             speed: 0.0,
+            depth: 0.0,
             stretch_pause: 0,
             drift: DriftEstimator::new(SAMPLE_RATE_HZ),
             figures: SoundFigures::default(),
@@ -212,6 +216,7 @@ impl<D: SoundDecoder> SoundBuffer<D> {
             out.resize(BLOCK_SAMPLES * self.config.channels, 0.0);
             return;
         }
+        self.depth += (self.held_now().as_secs_f64() - self.depth) * SMOOTHING;
         self.steer(now);
         let needed = self.resampler.as_ref().map_or(BLOCK_SAMPLES, Resampler::input_frames_next);
         self.state = PlayoutState::Playing;
@@ -247,6 +252,7 @@ impl<D: SoundDecoder> SoundBuffer<D> {
         self.explain(rtp, seq_no);
         self.next = Some(rtp);
         self.error = self.delay(now).map_or(0.0, |delay| delay - self.target.as_secs_f64());
+        self.depth = self.held_now().as_secs_f64();
         true
     }
 
@@ -445,12 +451,19 @@ impl<D: SoundDecoder> SoundBuffer<D> {
         self.target
     }
 
+    /// Sound that waits at this moment.
+    fn held_now(&self) -> Duration {
+        self.waiting.values().map(|waiting| waiting.packet.duration).sum::<Duration>() + span(self.held() as u64)
+    }
+
     pub(super) fn figures(&self) -> SoundFigures {
-        let waiting: Duration = self.waiting.values().map(|waiting| waiting.packet.duration).sum();
         SoundFigures {
             target: self.target,
             delay: self.playing_delay(),
-            depth: waiting + span(self.held() as u64),
+            depth: match self.state {
+                PlayoutState::Waiting => self.held_now(),
+                _ => Duration::from_secs_f64(self.depth),
+            },
             drift: self.drift.drift(),
             correction_ppm: self.speed * 1e6,
             ..self.figures
@@ -464,5 +477,5 @@ fn samples(duration: Duration) -> u64 {
 }
 
 fn resampler(channels: usize) -> Option<Async<f32>> {
-    Async::new_sinc(1.0, 1.0 + 2.0 * MOST_CORRECTION, &sinc(TAPS), BLOCK_SAMPLES, channels, FixedAsync::Output).ok()
+    Async::new_poly(1.0, 1.0 + 2.0 * MOST_CORRECTION, BETWEEN, BLOCK_SAMPLES, channels, FixedAsync::Output).ok()
 }

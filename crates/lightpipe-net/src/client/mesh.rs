@@ -79,6 +79,8 @@ pub struct MeshConfig {
     pub channels: Vec<ChannelInit>,
     /// What becomes of files that others offer. Nothing, unless [`FILES`] is among the channels.
     pub receive_files: ReceiveFiles,
+    /// Who takes part in it beside us.
+    company: Option<Arc<dyn Company>>,
     /// By which we take our place again, although the server has not noticed that we were gone.
     resume: String,
 }
@@ -94,9 +96,27 @@ impl MeshConfig {
             user_data: json!({}),
             channels,
             receive_files: ReceiveFiles::default(),
+            company: None,
             resume: crate::media::random_id(),
         }
     }
+
+    /// Tells `company` who comes and goes, and sends each what it says.
+    #[must_use]
+    pub fn with_company(self, company: Arc<dyn Company>) -> Self {
+        Self { company: Some(company), ..self }
+    }
+}
+
+/// What takes part in a room beside its [`Mesh`]: plays what the others send, or sends something to each of them that is for him alone. Called on
+/// the room's task: must not wait.
+pub trait Company: Send + Sync + std::fmt::Debug {
+    /// Whether it sends sound: who announces itself says so.
+    fn sends_sound(&self) -> bool;
+    /// Somebody is there; what it sends will be in `stream`. What it is sent; none: what everybody is.
+    fn joined(&self, peer: &str, user_data: &Value, stream: &Arc<Stream>) -> Option<Arc<Stream>>;
+    /// It is not any more.
+    fn left(&self, peer: &str);
 }
 
 /// Why a room could not be joined, or a message not be sent.
@@ -241,6 +261,8 @@ struct Shared {
 #[derive(Debug)]
 struct Entry {
     stream: Arc<Stream>,
+    /// What it is sent.
+    sends: Arc<Stream>,
     connected: bool,
     /// The engine's number of the connection.
     key: Option<u64>,
@@ -367,6 +389,9 @@ impl Mesh {
         let sends = publish.unwrap_or_else(|| {
             let nothing = Stream::new(format!("{}.{}", config.room, config.id), VideoCodec::H264);
             nothing.without_video();
+            if config.company.as_ref().is_some_and(|company| company.sends_sound()) {
+                nothing.add_audio();
+            }
             nothing
         });
         if let Some(user_data) = config.user_data.as_object_mut() {
@@ -838,8 +863,11 @@ impl Driver {
 
     /// A new connection: of our offer, or of that of the other side.
     async fn open(&mut self, socket: &mut Option<Socket>, peer: String, link: LinkId, offer: Option<String>) {
-        let found = self.shared.peers().get(&peer).map(|entry| (Arc::clone(&entry.stream), Arc::clone(&entry.low)));
-        let Some((receives, low)) = found else { return };
+        let (sends, receives, low) = {
+            let peers = self.shared.peers();
+            let Some(entry) = peers.get(&peer) else { return };
+            (Arc::clone(&entry.sends), Arc::clone(&entry.stream), Arc::clone(&entry.low))
+        };
         let outlet = Arc::new(Outlet {
             peer: peer.clone(),
             link,
@@ -850,7 +878,7 @@ impl Driver {
             states: self.states_sender.clone(),
         });
         let method = if offer.is_some() { "peer.answer" } else { "peer.offer" };
-        let (engine, sends) = (Arc::clone(&self.shared.engine), Arc::clone(&self.sends));
+        let engine = Arc::clone(&self.shared.engine);
         let channels = self.config.channels.clone();
         let told = Arc::clone(&outlet);
         // Key work: a few milliseconds.
@@ -897,7 +925,15 @@ impl Driver {
                 // Who watches before it sends is told of sound, too: a line that stays silent does no harm.
                 stream.add_audio();
                 let _ = self.streams.add(Arc::clone(&stream), format!("{peer} in room {}", self.config.room));
-                let entry = Entry { stream: Arc::clone(&stream), connected: false, key: None, low: Arc::default() };
+                let company = self.config.company.as_ref();
+                let sends = company.and_then(|company| company.joined(&peer, &user_data, &stream));
+                let entry = Entry {
+                    stream: Arc::clone(&stream),
+                    sends: sends.unwrap_or_else(|| Arc::clone(&self.sends)),
+                    connected: false,
+                    key: None,
+                    low: Arc::default(),
+                };
                 self.shared.peers().insert(peer.clone(), entry);
                 if let Some(files) = &self.shared.files {
                     files.joined(&peer);
@@ -909,6 +945,9 @@ impl Driver {
             News::Left { peer } => {
                 if let Some(files) = &self.shared.files {
                     files.left(&peer);
+                }
+                if let Some(company) = &self.config.company {
+                    company.left(&peer);
                 }
                 if let Some(entry) = self.shared.peers().remove(&peer) {
                     self.streams.remove(entry.stream.name());

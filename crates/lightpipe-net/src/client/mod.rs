@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 
 pub use self::files::{FileDirection, FileError, FileInfo, FileState, ReceiveFiles};
 pub use self::http::{HttpError, tls};
-pub use self::mesh::{Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer};
+pub use self::mesh::{Company, Mesh, MeshConfig, MeshError, MeshEvent, MeshHandle, MeshPeer};
 pub use self::session::WebRtcSession;
 pub use self::signaling::{Accepted, HttpSignaling, Reply, SignalingError, WhipSignaling};
 pub use self::status::{ClientState, ClientStatus};

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use crate::media::{IncomingLayer, public_part};
+use crate::playout_to_json;
 
 pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
     let now = app.engine.clock().at(Instant::now());
@@ -39,6 +40,7 @@ pub(crate) async fn streams(State(app): State<App>) -> Json<Value> {
                 "viewers": app.engine.viewers_of(entry.stream.name()),
                 "width": size.map(|s| s.width),
                 "height": size.map(|s| s.height),
+                "playout": stats.playout.as_deref().map(playout_to_json),
                 "layers": layers(&entry.stream, now),
                 "alternatives": alternatives.iter().map(|s| alternative(s, now)).collect::<Vec<_>>(),
                 "audio": entry.stream.has_audio().then(|| json!({
@@ -142,6 +144,7 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
             json!({
                 "id": public_part(&peer.id),
                 "stream": peer.stream,
+                "feeds": peer.feeds,
                 "codec": peer.codec.map(VideoCodec::name),
                 "transport": peer.transport.as_str(),
                 "state": peer.state(),
@@ -150,6 +153,7 @@ pub(crate) async fn peers(State(app): State<App>) -> Json<Value> {
                     "unknown_packets": r.unknown_packets,
                     "layers": peer.incoming_layers.iter().map(incoming_layer).collect::<Vec<_>>(),
                 }))),
+                "playout": peer.playout.as_deref().map(playout_to_json),
                 "age_s": peer.created.elapsed().as_secs_f64(),
                 "rtt_ms": c.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 "loss": c.loss,

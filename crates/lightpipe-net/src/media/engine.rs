@@ -433,6 +433,8 @@ impl MediaEngine {
                 counters: Counters::default(),
                 received,
                 sent_layers: Vec::new(),
+                feeds: None,
+                playout: None,
                 incoming_layers: Vec::new(),
                 gave: created,
                 send: Histogram::default(),

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use lightpipe_media::playout::PlayoutFigures;
 use lightpipe_media::{Histogram, Size, VideoCodec};
 use lightpipe_rtc::receiver::ReceiverCounters;
 use lightpipe_rtc::{Counters, SentLayer};
@@ -87,6 +88,10 @@ pub struct PeerInfo {
     pub counters: Counters,
     /// What it sent to us, if it publishes.
     pub received: Option<ReceiverCounters>,
+    /// Stream that it feeds beside, if it is an equal.
+    pub feeds: Option<String>,
+    /// How that is played here.
+    pub playout: Option<Arc<PlayoutFigures>>,
     /// What we send to it side by side, if it takes simulcast of us; the best first.
     pub sent_layers: Vec<SentLayer>,
     /// Its simulcast layers, if it publishes with any; the one that it prefers first.

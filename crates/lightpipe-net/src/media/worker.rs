@@ -902,6 +902,8 @@ impl Worker {
                 mutual.arrivals.look(Instant::now());
                 mutual.arrivals.gave()
             });
+            let fed = slot.viewer.mutual.as_ref().map(|mutual| &mutual.arrivals.stream);
+            let (feeds, playout) = (fed.map(|fed| fed.name().to_owned()), fed.and_then(|fed| fed.stats().playout));
             let counters: Counters = slot.viewer.peer.counters();
             let layer = slot.sends().layer().map(|layer| layer.rid);
             let sent_layers = slot.viewer.peer.sent_layers();
@@ -910,6 +912,7 @@ impl Worker {
                 info.counters = counters;
                 info.received = received;
                 info.gave = gave.unwrap_or(info.gave);
+                (info.feeds, info.playout) = (feeds, playout);
                 info.sent_layers = sent_layers;
                 info.layer.clone_from(&layer);
                 info.chosen_layer.clone_from(&chosen_layer);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use jsonschema::Validator;
 use lightpipe_signal::transfer::Control;
-use lightpipe_signal::{ClientMessage, Conference, ServerMessage, chat};
+use lightpipe_signal::{ClientMessage, Conference, ServerMessage, chat, mix};
 use serde_json::{Value, json};
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -226,5 +226,21 @@ fn messages_of_data_channels_are_taken_by_both_or_by_neither() {
         (r#"{"type":"done","id":"a"}"#, false),
     ] {
         assert_eq!((valid("chat", text), chat::Message::parse(text).is_ok()), (taken, taken), "{text}");
+    }
+    for (text, taken) in [
+        (r#"{"type":"speaker","peer":"ada"}"#, true),
+        (r#"{"type":"speaker","peer":null}"#, true),
+        (r#"{"type":"speaker"}"#, true),
+        (r#"{"type":"levels","levels":{"ada":-20,"bob":-127}}"#, true),
+        (r#"{"type":"levels","levels":{}}"#, true),
+        (r#"{"type":"speaker","peer":"a b"}"#, false),
+        (r#"{"type":"speaker","peer":7}"#, false),
+        (r#"{"type":"levels"}"#, false),
+        (r#"{"type":"levels","levels":{"ada":1}}"#, false),
+        (r#"{"type":"levels","levels":{"ada":-128}}"#, false),
+        (r#"{"type":"levels","levels":{"a b":-1}}"#, false),
+        (r#"{"type":"ack","id":7}"#, false),
+    ] {
+        assert_eq!((valid("mix", text), mix::Message::parse(text).is_ok()), (taken, taken), "{text}");
     }
 }
