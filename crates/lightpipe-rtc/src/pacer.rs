@@ -202,8 +202,8 @@ impl Pacer {
         if self.queue.is_empty() || self.next_at.is_some_and(|at| now < at) {
             return false;
         }
-        let (pace, near) = (self.pace_bps(now), self.is_near());
-        let mut room = pace.filter(|_| !near).map_or(BATCH_PACKETS, |bps| {
+        let pace = self.pace_bps(now);
+        let mut room = pace.filter(|_| !self.is_near()).map_or(BATCH_PACKETS, |bps| {
             let bytes = bps * BATCH_TIME.as_secs_f64() / 8.0;
             ((bytes / MAX_PAYLOAD_LEN as f64) as usize).clamp(SMALLEST_BATCH, BATCH_PACKETS)
         });
@@ -252,10 +252,11 @@ impl Pacer {
         bytes: usize,
     ) -> Duration {
         let batches = packets.div_ceil(batch).max(1) as u32;
-        let spread = match self.frame_interval / 2 / batches {
-            _ if batches == 1 => Duration::ZERO,
-            spread if self.is_near() => spread.min(NEAR_GAP),
-            spread => spread.min(LONGEST_GAP),
+        let spread = if batches == 1 {
+            Duration::ZERO
+        } else {
+            let longest = if self.is_near() { NEAR_GAP } else { LONGEST_GAP };
+            (self.frame_interval / 2 / batches).min(longest)
         };
         let by_estimate = pace.map_or(Duration::ZERO, |bps| {
             let least = picture_bytes as f64 * 8.0 / LONGEST_SPREAD.as_secs_f64();
